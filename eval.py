@@ -1,0 +1,51 @@
+"""Evaluate a trained run: ``python eval.py RUN --split=test --execution=conditional --threshold=0.5``.
+
+Writes hypotheses, references (``.trn``), each utterance's gates (JSONL) and ``report.json`` into ``RUN/eval/``.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+import tyro
+from etils import epath
+
+from i3d_jax.experiment import load_saved_config
+from i3d_jax.inference.recognizer import load
+from i3d_jax.inference.report import format_table
+from i3d_jax.runner import evaluate_run, log
+
+
+@dataclass(frozen=True)
+class EvalFlags:
+    """Flags of eval.py."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Run directory made by train.py."""
+    split: str = "test"
+    """``train``, ``dev``, ``test``, or any split written as in ``data.train``."""
+    execution: Literal["masked", "conditional", "eager"] = "conditional"
+    """``masked`` computes every block; ``conditional`` and ``eager`` skip; ``eager`` runs at batch 1."""
+    threshold: float | None = None
+    """beta: a block is executed where p(execute) > beta; default: the model's own."""
+    data: str = ""
+    """Another corpus than the run's: a folder in LibriSpeech layout."""
+
+
+def main(argv: list[str]) -> None:
+    """Evaluate and print a table."""
+    flags = tyro.cli(EvalFlags, args=argv, description=__doc__)
+    run = epath.Path(flags.run)
+    recognizer = load(run)
+    config = load_saved_config(run / "config.json")
+    if flags.data:
+        config = replace(config, data=replace(config.data, source=flags.data))
+    rows, stats = evaluate_run(recognizer, config, run, flags.split, (flags.execution,), flags.threshold)
+    blocks = ", ".join(f"{name} {count:.2f}" for name, count in stats.executed_blocks.items())
+    log(f"\n{format_table(rows)}\n\nexecuted blocks: {blocks}; distinct gate patterns: {stats.distinct_patterns}")
+    if config.model.gates.predictor != "none" and stats.is_static:
+        log("static: the gates are the same for every utterance")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,236 @@
+"""The batch plan: which utterances, at which speed, form which batch.
+
+The plan is a pure function of (lengths, seed, epoch): every host computes the same one, and the position in the data is
+a function of the step. Batches have few static shapes: buckets come from the histogram of lengths, over all speeds, by
+dynamic programming that minimises the padded audio of an epoch, filler rows included.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from i3d_jax.audio.io import num_samples_after_speed
+
+_MAX_EDGES = 256
+
+
+@dataclass(frozen=True)
+class BatchingConfig:
+    """Length-bucketed batches of few static shapes."""
+
+    seconds_per_batch: float = 60.0
+    """Budget of padded audio of a batch, in seconds."""
+    num_buckets: int = 4
+    """Static lengths; each costs one compilation of the training step."""
+    batch_multiple: int = 8
+    """Batch sizes are multiples of this; filler rows are masked out."""
+    num_threads: int = 2
+    """Threads that read audio ahead."""
+    prefetch: int = 8
+    """Batches read ahead."""
+    cache_gigabytes: float = 2.0
+    """Decoded audio kept in memory, so that a small corpus is read from its files only once."""
+
+
+class Bucket(NamedTuple):
+    """A static shape: [batch_size, num_samples] waveforms, [batch_size, num_labels] labels."""
+
+    num_samples: int
+    num_labels: int
+    batch_size: int
+
+
+class PlannedBatch(NamedTuple):
+    """One batch of the plan; its n <= bucket.batch_size utterances fill the first rows.
+
+    Attributes:
+      bucket: static shape.
+      indices: [n] int64 utterances of the corpus.
+      speeds: [n] float64 speed factors.
+      seeds: [n] uint32 augmentation seeds, a hash of (seed, epoch, utterance).
+    """
+
+    bucket: Bucket
+    indices: np.ndarray
+    speeds: np.ndarray
+    seeds: np.ndarray
+
+
+class BatchPlanner:
+    """Plans epochs of length-bucketed batches, each utterance exactly once an epoch.
+
+    Args:
+      num_samples: lengths of the utterances.
+      num_labels: label counts of the utterances.
+      config: budget, number of buckets, batch multiple.
+      speeds: speed factors; one is drawn for each (seed, epoch, utterance).
+      seed: of order, speeds and augmentation seeds.
+      shuffle: False gives the same batches every epoch, by length: for evaluation.
+      sample_rate: in Hz.
+
+    Attributes:
+      buckets: static shapes, shortest first. A batch holds at most ``seconds_per_batch`` of padded audio, unless the
+        smallest allowed batch (``batch_multiple`` rows) already holds more.
+
+    Raises:
+      ValueError: no utterances, lengths that are not positive or do not match, or a config value out of range.
+    """
+
+    def __init__(
+        self,
+        num_samples: np.ndarray,
+        num_labels: np.ndarray,
+        config: BatchingConfig,
+        *,
+        speeds: Sequence[float] = (1.0,),
+        seed: int = 0,
+        shuffle: bool = True,
+        sample_rate: int = 16000,
+    ):
+        lengths: Any = np.asarray(num_samples, np.int64)
+        labels = np.asarray(num_labels, np.int64)
+        _check(lengths, labels, config, speeds)
+        self.config = config
+        self.sample_rate = sample_rate
+        self._speeds = np.asarray(speeds, np.float64)
+        self._seed = seed
+        self._shuffle = shuffle
+        self._lengths = np.stack([num_samples_after_speed(lengths, speed) for speed in speeds])  # [speeds, utterances]
+        edges = self._choose_edges()
+        self._bucket_of = np.searchsorted(edges, self._lengths)  # [speeds, utterances]
+        self.buckets = tuple(
+            Bucket(
+                int(edge),
+                max(1, int(labels[(self._bucket_of == k).any(0)].max(initial=0))),
+                self._batch_size(int(edge)),
+            )
+            for k, edge in enumerate(edges)
+        )
+        self._starts = [0]  # steps before each epoch, as far as asked for
+        self._epochs: dict[int, list[PlannedBatch]] = {}
+        self._lock = threading.Lock()
+
+    def epoch(self, epoch: int) -> list[PlannedBatch]:
+        """The batches of an epoch, in order."""
+        key = epoch if self._shuffle else 0
+        with self._lock:
+            if key not in self._epochs:
+                while len(self._epochs) >= 2:  # readers ahead of the step may be in the next epoch already
+                    del self._epochs[min(self._epochs, key=lambda known: -abs(known - key))]
+                self._epochs[key] = self._plan(key)
+            return self._epochs[key]
+
+    def steps_in_epoch(self, epoch: int) -> int:
+        """Number of batches of an epoch; it varies a little with the speeds drawn."""
+        return self.steps_before(epoch + 1) - self.steps_before(epoch)
+
+    def steps_before(self, epoch: int) -> int:
+        """Number of batches of all epochs before this one."""
+        with self._lock:
+            while len(self._starts) <= epoch:
+                self._append_epoch()
+            return self._starts[epoch]
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """(epoch, position in it) of a step, counted from 0 over all epochs."""
+        with self._lock:
+            while self._starts[-1] <= step:
+                self._append_epoch()
+            epoch = int(np.searchsorted(self._starts, step, side="right")) - 1
+            return epoch, step - self._starts[epoch]
+
+    def padded_fraction(self, epoch: int = 0) -> float:
+        """Share of an epoch's samples that is padding, filler rows included."""
+        total = sum(b.bucket.num_samples * b.bucket.batch_size for b in self.epoch(epoch))
+        drawn = self._draw_speeds(epoch if self._shuffle else 0)
+        return 1 - float(self._lengths[drawn, np.arange(len(drawn))].sum()) / total
+
+    def _append_epoch(self) -> None:
+        epoch = len(self._starts) - 1
+        if epoch and (not self._shuffle or len(self._speeds) == 1):
+            count = self._starts[1]
+        else:
+            drawn = self._draw_speeds(epoch if self._shuffle else 0)
+            sizes = np.bincount(self._bucket_of[drawn, np.arange(len(drawn))], minlength=len(self.buckets))
+            count = sum(-(-int(n) // bucket.batch_size) for n, bucket in zip(sizes, self.buckets, strict=True))
+        self._starts.append(self._starts[-1] + count)
+
+    def _draw_speeds(self, epoch: int) -> np.ndarray:
+        """[utterances] index of each utterance's speed."""
+        return (_hash(self._seed, epoch, 1, self._lengths.shape[1]) % np.uint64(len(self._speeds))).astype(np.int64)
+
+    def _plan(self, epoch: int) -> list[PlannedBatch]:
+        drawn = self._draw_speeds(epoch)
+        utterances = np.arange(len(drawn))
+        seeds = (_hash(self._seed, epoch, 2, len(drawn)) >> np.uint64(32)).astype(np.uint32)
+        lengths = self._lengths[drawn, utterances]
+        bucket_of = self._bucket_of[drawn, utterances]
+        rng = np.random.default_rng(_hash(self._seed, epoch, 3, 1))
+        order = rng.permutation(utterances) if self._shuffle else np.argsort(lengths, kind="stable")
+        batches = []
+        for k, bucket in enumerate(self.buckets):
+            members = order[bucket_of[order] == k]
+            for start in range(0, len(members), bucket.batch_size):
+                rows = members[start : start + bucket.batch_size]
+                batches.append(PlannedBatch(bucket, rows, self._speeds[drawn[rows]], seeds[rows]))
+        return [batches[i] for i in rng.permutation(len(batches))] if self._shuffle else batches
+
+    def _batch_size(self, num_samples: int) -> int:
+        multiple = self.config.batch_multiple
+        budget = self.config.seconds_per_batch * self.sample_rate
+        return max(1, int(budget // (num_samples * multiple))) * multiple
+
+    def _choose_edges(self) -> np.ndarray:
+        """Lengths of at most ``num_buckets`` buckets, with the least padded audio an epoch."""
+        quantum = max(self.sample_rate // 10, 1)
+        quantum *= -(-int(self._lengths.max()) // (quantum * _MAX_EDGES))
+        edges, counts = np.unique(-(-self._lengths // quantum) * quantum, return_counts=True)
+        sizes = np.array([self._batch_size(int(edge)) for edge in edges])
+        below = np.concatenate([[0], np.cumsum(counts)]) / len(self._speeds)  # expected utterances below each edge
+        # cost[i, j]: one bucket for the utterances from edge i up to edge j, padded to edge j
+        batches = np.ceil(np.maximum(below[None, 1:] - below[:-1, None], 0) / sizes)
+        cost = np.where(np.tri(len(edges)).T > 0, batches * sizes * edges, np.inf)
+        best = cost[0]
+        choices: list[np.ndarray] = []
+        candidates = [(float(best[-1]), 1)]
+        for count in range(2, min(self.config.num_buckets, len(edges)) + 1):
+            through = best[:-1, None] + cost[1:]  # the last bucket starts after edge i
+            choices.append(through.argmin(0))
+            best = through.min(0)
+            candidates.append((float(best[-1]), count))
+        _, count = min(candidates)
+        chosen = [len(edges) - 1]
+        for choice in reversed(choices[: count - 1]):
+            chosen.append(int(choice[chosen[-1]]))
+        return np.asarray(edges[chosen[::-1]])
+
+
+def _check(lengths: np.ndarray, labels: np.ndarray, config: BatchingConfig, speeds: Sequence[float]) -> None:
+    if lengths.ndim != 1 or lengths.shape != labels.shape:
+        raise ValueError(f"num_samples {lengths.shape} and num_labels {labels.shape} must be [utterances] both")
+    if not lengths.size:
+        raise ValueError("no utterances to plan batches for")
+    if lengths.min() < 1 or labels.min() < 0:
+        raise ValueError(
+            f"shortest utterance {lengths.min()} samples, {labels.min()} labels: expected positive lengths"
+        )
+    if not speeds:
+        raise ValueError("augment.speeds is empty, expected at least one factor such as 1.0")
+    for key in ("seconds_per_batch", "num_buckets", "batch_multiple"):
+        if getattr(config, key) <= 0:
+            raise ValueError(f"batching.{key} = {getattr(config, key)}, expected a positive number")
+
+
+def _hash(seed: int, epoch: int, purpose: int, count: int) -> np.ndarray:
+    """[count] uint64: SplitMix64 (Steele et al., 2014) of (seed, epoch, purpose, 0 ... count - 1)."""
+    state = np.zeros(1, np.uint64)
+    words = (np.array([word % 2**64], np.uint64) for word in (seed, epoch, purpose))
+    for word in (*words, np.arange(count, dtype=np.uint64)):
+        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state

@@ -1,0 +1,152 @@
+"""From planned batches to padded arrays, read ahead by threads; the order is the plan's whatever the threads do."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from i3d_jax.audio.io import change_speed
+from i3d_jax.data.batching import BatchingConfig, BatchPlanner, PlannedBatch
+from i3d_jax.data.corpora import Corpus
+from i3d_jax.types import Batch
+
+Labels = Sequence[Sequence[int]]
+_Item = TypeVar("_Item")
+_Loaded = TypeVar("_Loaded")
+
+
+def load_batch(
+    corpus: Corpus,
+    labels: Labels,
+    planned: PlannedBatch,
+    *,
+    load_audio: Callable[[int], np.ndarray] | None = None,
+) -> Batch:
+    """Reads the utterances of a batch, changes their speed, and pads them to the bucket.
+
+    Args:
+      corpus: where the utterances are.
+      labels: token ids of each utterance of the corpus.
+      planned: the batch.
+      load_audio: index -> [S] float32; None takes ``corpus.load_audio``.
+
+    Returns:
+      Numpy arrays with the bucket's shape. Rows beyond the planned utterances are fillers: invalid, no samples.
+
+    Raises:
+      FileNotFoundError: an audio file is missing.
+      ValueError: an audio file is unreadable or longer than planned, or an utterance has more labels than planned;
+        the message names the file or the utterance.
+    """
+    bucket = planned.bucket
+    waveform = np.zeros((bucket.batch_size, bucket.num_samples), np.float32)
+    num_samples = np.zeros(bucket.batch_size, np.int32)
+    padded_labels = np.zeros((bucket.batch_size, bucket.num_labels), np.int32)
+    num_labels = np.zeros(bucket.batch_size, np.int32)
+    augment_seed = np.zeros(bucket.batch_size, np.uint32)
+    for row, (index, speed) in enumerate(zip(planned.indices.tolist(), planned.speeds.tolist(), strict=True)):
+        audio = (load_audio or corpus.load_audio)(index)
+        if speed != 1:
+            audio = change_speed(audio, speed)
+        utterance, ids = corpus.utterances[index], labels[index]
+        if audio.size > bucket.num_samples or len(ids) > bucket.num_labels:
+            where = f" ({utterance.audio})" if isinstance(utterance.audio, str) else ""
+            raise ValueError(
+                f"utterance {utterance.id}{where} has {audio.size} samples and {len(ids)} labels, the plan allows "
+                f"{bucket.num_samples} and {bucket.num_labels}: the file changed after the corpus was read; run again"
+            )
+        waveform[row, : audio.size] = audio
+        num_samples[row] = audio.size
+        padded_labels[row, : len(ids)] = ids
+        num_labels[row] = len(ids)
+    augment_seed[: len(planned.seeds)] = planned.seeds
+    valid = np.arange(bucket.batch_size) < len(planned.indices)
+    return Batch(waveform, num_samples, padded_labels, num_labels, valid, augment_seed)
+
+
+def iterate_batches(
+    corpus: Corpus,
+    labels: Labels,
+    planner: BatchPlanner,
+    *,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    num_epochs: int | None = None,
+    config: BatchingConfig | None = None,
+) -> Iterator[tuple[int, PlannedBatch, Batch]]:
+    """Iterates over the plan from any step on: a resumed run gets exactly the batches that it has not seen.
+
+    Args:
+      corpus: where the utterances are.
+      labels: token ids of each utterance.
+      planner: the plan of this corpus.
+      start_step: first step, counted from 0 over all epochs.
+      num_steps: how many steps; or
+      num_epochs: up to the end of which epoch, counted from the very first step.
+      config: threads, read-ahead, memory for decoded audio; None takes the planner's.
+
+    Yields:
+      (step, planned batch, loaded batch).
+
+    Raises:
+      ValueError: not exactly one of `num_steps` and `num_epochs` is given; or see `load_batch`.
+    """
+    if (num_steps is None) == (num_epochs is None):
+        raise ValueError("give exactly one of num_steps and num_epochs")
+    end = start_step + num_steps if num_steps is not None else planner.steps_before(num_epochs or 0)
+    config = config or planner.config
+    audio = _AudioMemory(corpus, config.cache_gigabytes)
+
+    def load(step: int) -> tuple[int, PlannedBatch, Batch]:
+        epoch, position = planner.locate(step)
+        planned = planner.epoch(epoch)[position]
+        return step, planned, load_batch(corpus, labels, planned, load_audio=audio)
+
+    return _read_ahead(range(start_step, end), load, config)
+
+
+def iterate_eval(
+    corpus: Corpus, labels: Labels, planner: BatchPlanner, *, config: BatchingConfig | None = None
+) -> Iterator[tuple[PlannedBatch, Batch]]:
+    """Iterates once over a corpus: epoch 0 of the plan.
+
+    Yields:
+      (planned batch, loaded batch): row r of the batch is utterance ``planned.indices[r]``.
+    """
+
+    def load(planned: PlannedBatch) -> tuple[PlannedBatch, Batch]:
+        return planned, load_batch(corpus, labels, planned)
+
+    return _read_ahead(planner.epoch(0), load, config or planner.config)
+
+
+def _read_ahead(items: Sequence[_Item], load: Callable[[_Item], _Loaded], config: BatchingConfig) -> Iterator[_Loaded]:
+    import grain  # here: it takes a second, which importing us need not pay
+
+    threads = max(config.num_threads, 0)
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(config.prefetch, threads) if threads else 0
+    )
+    return iter(grain.MapDataset.source(items).map(load).to_iter_dataset(options))
+
+
+class _AudioMemory:
+    """Loads audio and keeps it, up to a size: the first that fits stays, for every epoch reads everything once."""
+
+    def __init__(self, corpus: Corpus, gigabytes: float):
+        self._corpus = corpus
+        self._bytes_left = gigabytes * 1e9
+        self._kept: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, index: int) -> np.ndarray:
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
+        audio = self._corpus.load_audio(index)
+        with self._lock:
+            if index not in self._kept and audio.nbytes <= self._bytes_left:
+                self._kept[index] = audio
+                self._bytes_left -= audio.nbytes
+        return audio

@@ -1,0 +1,258 @@
+"""Experiment configuration: composed here, loaded from a Python file, overridden by options, saved as JSON.
+
+An experiment file is Python and defines ``get_config() -> ExperimentConfig``; the options of the command line change
+single fields of it, and the resolved result is saved in the run, where ``eval.py`` reads it back.
+
+Paths of experiment files, on the command line and in ``warm_start.config``, are looked up relative to (1) the current
+directory and (2) the project's root; a ``warm_start.config`` also relative to (3) the folder of the experiment file
+that names it and (4) the folder above that.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import tyro
+from etils import epath
+
+from i3d_jax import files, schema
+from i3d_jax.audio.augment import AugmentConfig
+from i3d_jax.audio.frontend import FrontendConfig
+from i3d_jax.data.batching import BatchingConfig
+from i3d_jax.data.corpora import DataConfig
+from i3d_jax.data.tokenizer import TokenizerConfig
+from i3d_jax.inference.evaluation import EvaluationConfig
+from i3d_jax.model.asr import ModelConfig
+from i3d_jax.schema import to_dict
+from i3d_jax.training.loop import TrainingConfig
+from i3d_jax.training.losses import LossConfig
+from i3d_jax.training.optimizer import OptimizerConfig
+from i3d_jax.training.warm_start import WarmStartConfig
+from i3d_jax.validation import validate_config
+
+FlagsT = TypeVar("FlagsT")
+
+_ROOTS = (Path(), Path(__file__).resolve().parents[1])
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Everything that defines a run."""
+
+    name: str = "experiment"
+    """Name of the model in tables; the default run directory is ``runs/<name>``."""
+    seed: int = 0
+    """Seed of parameters, data order, augmentation, dropout and Gumbel noise."""
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+# -- Saved configurations ---------------------------------------------------------------------------------------------
+
+
+def from_dict(data: Any) -> ExperimentConfig:
+    """The inverse of `to_dict`: strict and validated. Keys that are missing take their defaults.
+
+    Raises:
+      ValueError: an unknown key, a value of another type or out of range; the message names the dotted key.
+    """
+    config = schema.from_dict(ExperimentConfig, data)
+    validate_config(config)
+    return config
+
+
+def save_config(config: ExperimentConfig, path: epath.PathLike) -> None:
+    """Writes the resolved configuration as JSON, atomically."""
+    files.write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def load_saved_config(path: epath.PathLike) -> ExperimentConfig:
+    """Reads what `save_config` wrote.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not JSON, an unknown key, or a value of another type or out of range.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no saved configuration at {path}: expected the config.json of a run")
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+# -- Experiment files -------------------------------------------------------------------------------------------------
+
+
+def find_config(path: str | os.PathLike[str], beside: Path | None = None) -> Path:
+    """Finds an experiment file in the order that the module docstring states.
+
+    Args:
+      path: as written by the user.
+      beside: folder of the experiment file that names it.
+
+    Returns:
+      A path to the file; relative if found in the current directory.
+
+    Raises:
+      FileNotFoundError: no such file; the message names the nearest existing one.
+    """
+    wanted = Path(path).expanduser()
+    folders = [*_ROOTS, *((beside, beside.parent) if beside else ())]
+    for folder in folders:
+        if (folder / wanted).is_file():
+            return folder / wanted
+    near = [folder / wanted.parent for folder in folders] + [root / "configs" for root in _ROOTS]
+    existing: dict[str, Path] = {}
+    for folder in near:
+        for file in sorted(folder.glob("*.py")):
+            existing.setdefault(file.stem, file)
+    if existing:
+        remedy = f"the nearest existing one is {existing[schema.nearest(wanted.stem, list(existing))]}"
+    else:
+        remedy = f"there is none in {', '.join(dict.fromkeys(map(str, near)))}"
+    raise FileNotFoundError(f"no experiment file {path}; {remedy}")
+
+
+def load_config(path: str | os.PathLike[str]) -> ExperimentConfig:
+    """Runs an experiment file and returns its validated configuration.
+
+    A ``warm_start.config`` that is found only beside the experiment file is replaced by its absolute path.
+
+    Raises:
+      FileNotFoundError: no such file; the message names the nearest existing one.
+      ValueError: no ``get_config()``, another return type, or an invalid configuration.
+    """
+    file = find_config(path)
+    # Not put into sys.modules: files of the same name in different folders stay apart.
+    spec = importlib.util.spec_from_file_location(f"i3d_jax_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{file}: expected a Python file (*.py) with get_config()")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ValueError(f"{file} defines no get_config(): expected a function that returns an ExperimentConfig")
+    try:
+        config = get_config()
+        if not isinstance(config, ExperimentConfig):
+            raise ValueError(f"get_config() returned {type(config).__name__}, expected an ExperimentConfig")
+        validate_config(config)
+        return _resolve_warm_start(config, file.resolve().parent)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _resolve_warm_start(config: ExperimentConfig, beside: Path | None = None) -> ExperimentConfig:
+    if not config.warm_start.config:
+        return config
+    try:
+        found = find_config(config.warm_start.config, beside)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"warm_start.config: {error}") from error
+    if any(found == root / config.warm_start.config for root in _ROOTS):
+        return config
+    return dataclasses.replace(config, warm_start=dataclasses.replace(config.warm_start, config=str(found)))
+
+
+# -- Command line -----------------------------------------------------------------------------------------------------
+
+
+def parse_flags(argv: Sequence[str], flags: type[FlagsT], description: str, prog: str | None = None) -> FlagsT:
+    """Parses the options of a program that reads no experiment file.
+
+    Args:
+      argv: arguments without the program's name.
+      flags: frozen dataclass of the options; ``tyro.conf.Positional[str]`` fields are positional. Its field
+        docstrings are the help texts.
+      description: first lines of ``--help``.
+      prog: name of the program in messages; by default that of the running script.
+
+    Raises:
+      SystemExit: 0 after ``--help``; 2 after one line on standard error for an unknown key or a wrong value.
+    """
+    prog = prog or Path(sys.argv[0]).name
+    try:
+        arguments = schema.normalize_arguments(argv, schema.leaves(flags))
+    except ValueError as error:
+        _exit(prog, error)
+    return tyro.cli(flags, args=arguments, prog=prog, description=description)
+
+
+def parse_command_line(
+    argv: Sequence[str], flags: type[FlagsT], description: str, prog: str | None = None
+) -> tuple[FlagsT, ExperimentConfig]:
+    """Parses ``--config=FILE``, the program's own flags and dotted overrides: ``--optimizer.learning-rate=1e-3``.
+
+    Overrides apply to the configuration of the file, and ``--help`` shows its values as the defaults.
+
+    Args:
+      argv: arguments without the program's name.
+      flags: frozen dataclass of the program's own flags, none of them named like a field of `ExperimentConfig`.
+      description: first lines of ``--help``.
+      prog: name of the program in messages; by default that of the running script.
+
+    Returns:
+      The flags and the resolved, validated configuration.
+
+    Raises:
+      SystemExit: 0 after ``--help``; 2 after one message on standard error.
+    """
+    prog = prog or Path(sys.argv[0]).name
+    keys = {"config": str} | schema.leaves(flags) | schema.leaves(ExperimentConfig)
+    try:
+        arguments = schema.normalize_arguments(argv, keys)
+        file = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
+        asks_help = bool({"-h", "--help"} & set(arguments))
+        if file:
+            base = load_config(file[-1])
+            note = f"Defaults are those of {file[-1]}."
+        elif asks_help:
+            base = ExperimentConfig()
+            note = "--config is required: give it beside --help to see the values of that experiment as defaults."
+        else:
+            raise ValueError(f"--config=FILE is required; there are: {_experiment_files()}")
+    except (ValueError, FileNotFoundError) as error:
+        _exit(prog, error)
+    fields = [
+        ("config_file", Annotated[str, tyro.conf.arg(name="config", help="Experiment file with get_config().")]),
+        ("flags", Annotated[flags, tyro.conf.arg(name="")]),
+        ("experiment", Annotated[ExperimentConfig, tyro.conf.arg(name="")]),
+    ]
+    command_line = dataclasses.make_dataclass("CommandLine", fields, frozen=True)
+    defaults = command_line(file[-1] if file else "FILE", flags(), base)
+    parsed: Any = tyro.cli(
+        command_line, default=defaults, args=arguments, prog=prog, description=f"{description.strip()}\n\n{note}"
+    )
+    config: ExperimentConfig = parsed.experiment
+    try:
+        validate_config(config)
+        return parsed.flags, _resolve_warm_start(config)
+    except (ValueError, FileNotFoundError) as error:
+        _exit(prog, error)
+
+
+def _experiment_files() -> str:
+    found = [sorted((root / "configs").glob("*.py")) for root in _ROOTS]
+    return ", ".join(map(str, found[0] or found[1])) or "none"
+
+
+def _exit(prog: str, error: Exception) -> NoReturn:
+    print(f"{prog}: error: {error}", file=sys.stderr)
+    raise SystemExit(2) from error

@@ -1,0 +1,205 @@
+"""Evaluation of a recogniser on a corpus: error rates, executed layers, GFLOPs and real-time factor."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from i3d_jax.data.batching import BatchingConfig, BatchPlanner
+from i3d_jax.data.corpora import Corpus
+from i3d_jax.data.loader import iterate_eval
+from i3d_jax.inference.execution import Execution
+from i3d_jax.inference.recognizer import Recognizer, padded_length
+from i3d_jax.inference.report import ReportRow
+from i3d_jax.inference.scoring import Score, score, write_jsonl, write_trn
+from i3d_jax.model.gates import Decision
+from i3d_jax.progress import progress
+from i3d_jax.types import Batch
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Decoding and scoring."""
+
+    bootstrap_samples: int = 1000
+    """Resamplings of the utterances behind the WER interval."""
+    seconds_per_batch: float = 120.0
+    """Budget of padded audio of an evaluation batch, in seconds."""
+    timed_utterances: int = 100
+    """Utterances, evenly spread over the split, whose real-time factor is measured at batch 1; 0 measures none."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on a corpus, in its order.
+
+    Attributes:
+      ids: utterance ids, B of them.
+      references: transcripts.
+      hypotheses: recognised texts.
+      score: WER, CER, intervals.
+      gates: [B, N, M] bool (or float, for a float decision).
+      gate_probabilities: [B, N, M].
+      gflops: [B] GFLOPs that were spent on each utterance.
+      audio_seconds: [B].
+    """
+
+    ids: list[str]
+    references: list[str]
+    hypotheses: list[str]
+    score: Score
+    gates: np.ndarray
+    gate_probabilities: np.ndarray
+    gflops: np.ndarray
+    audio_seconds: np.ndarray
+
+    @property
+    def executed_layers(self) -> float:
+        """Open gates / M, averaged over utterances."""
+        return float(self.gates.sum(axis=(1, 2)).mean() / self.gates.shape[2])
+
+    @property
+    def gflops_per_second(self) -> float:
+        """GFLOP per second of audio, over the whole corpus."""
+        return float(self.gflops.sum() / self.audio_seconds.sum())
+
+    def row(self, model: str, execution: Execution, split: str, real_time_factor: float | None) -> ReportRow:
+        """A row of ``report.json``."""
+        return ReportRow(
+            model=model,
+            execution=execution,
+            split=split,
+            wer=self.score.wer,
+            cer=self.score.cer,
+            executed_layers=self.executed_layers,
+            gflops_per_second=self.gflops_per_second,
+            real_time_factor=real_time_factor,
+        )
+
+    def write(self, folder: epath.PathLike, gate_names: tuple[str, ...]) -> None:
+        """Write ``ref.trn``, ``hyp.trn`` and ``utterances.jsonl`` (texts, errors and gates of each utterance)."""
+        folder = epath.Path(folder)
+        write_trn(folder / "ref.trn", self.ids, self.references)
+        write_trn(folder / "hyp.trn", self.ids, self.hypotheses)
+        rows: list[dict[str, Any]] = [
+            {
+                "id": self.ids[i],
+                "reference": self.references[i],
+                "hypothesis": self.hypotheses[i],
+                "errors": int(self.score.utterance_errors[i]),
+                "words": int(self.score.utterance_words[i]),
+                "audio_seconds": round(float(self.audio_seconds[i]), 3),
+                "gflops": round(float(self.gflops[i]), 6),
+                "executed_layers": float(self.gates[i].sum() / len(gate_names)),
+                "gates": {name: self.gates[i, :, m].astype(int).tolist() for m, name in enumerate(gate_names)},
+                "gate_probabilities": {
+                    name: np.round(self.gate_probabilities[i, :, m].astype(float), 5).tolist()
+                    for m, name in enumerate(gate_names)
+                },
+            }
+            for i in range(len(self.ids))
+        ]
+        write_jsonl(folder / "utterances.jsonl", rows)
+
+
+def evaluation_planner(corpus: Corpus, config: EvaluationConfig, batching: BatchingConfig) -> BatchPlanner:
+    """Batches by length, in a fixed order; few static shapes."""
+    lengths = np.array([u.num_samples for u in corpus.utterances])
+    plan = replace(batching, seconds_per_batch=config.seconds_per_batch, num_buckets=min(batching.num_buckets, 4))
+    return BatchPlanner(lengths, np.ones_like(lengths), plan, shuffle=False, sample_rate=corpus.sample_rate)
+
+
+def evaluate(
+    recognizer: Recognizer,
+    corpus: Corpus,
+    decide: Decision,
+    execution: Execution,
+    config: EvaluationConfig,
+    batching: BatchingConfig,
+    *,
+    place: Callable[[Any], Any] = lambda batch: batch,
+    interactive: bool | None = None,
+) -> Evaluation:
+    """Recognise and score a corpus.
+
+    Args:
+      recognizer: the model.
+      corpus: what to recognise.
+      decide: gate decision.
+      execution: ``masked`` and ``conditional`` run in batches, ``eager`` one utterance at a time.
+      config: of decoding and scoring.
+      batching: threads and batch multiple of the loader.
+      place: puts (waveform, num_samples) on devices.
+      interactive: progress bar or lines; None asks the terminal.
+
+    Raises:
+      ValueError: the corpus is empty.
+    """
+    count = len(corpus)
+    if count == 0:
+        raise ValueError(f"{corpus.name}: no utterances to evaluate")
+    hypotheses = [""] * count
+    parts: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
+
+    def run(indices: np.ndarray, waveform: np.ndarray, num_samples: np.ndarray) -> None:
+        recognition = recognizer.recognize(*place((waveform, num_samples)), decide, execution)
+        spent = recognizer.gflops(recognition, execution)
+        for row, index in enumerate(indices):
+            hypotheses[index] = recognizer.text(recognition, row)
+            parts[int(index)] = (recognition.gates[row], recognition.gate_probabilities[row], float(spent[row]))
+
+    description = f"{corpus.name} {execution}"
+    if execution == "eager":
+        for index in progress(count, description, interactive=interactive):
+            waveform = corpus.load_audio(index)
+            run(np.array([index]), *_alone(waveform))
+    else:
+        planner = evaluation_planner(corpus, config, batching)
+        empty: list[list[int]] = [[]] * count
+        batches = iterate_eval(corpus, empty, planner)
+        total = planner.steps_in_epoch(0)
+        for planned, batch in progress(batches, description, total=total, interactive=interactive):
+            assert isinstance(batch, Batch)
+            run(planned.indices, np.asarray(batch.waveform), np.asarray(batch.num_samples))
+    references = [u.text for u in corpus.utterances]
+    return Evaluation(
+        ids=[u.id for u in corpus.utterances],
+        references=references,
+        hypotheses=hypotheses,
+        score=score(references, hypotheses, bootstrap_samples=config.bootstrap_samples),
+        gates=np.stack([parts[i][0] for i in range(count)]),
+        gate_probabilities=np.stack([parts[i][1] for i in range(count)]),
+        gflops=np.array([parts[i][2] for i in range(count)]),
+        audio_seconds=np.array([u.num_samples for u in corpus.utterances]) / corpus.sample_rate,
+    )
+
+
+def real_time_factor(
+    recognizer: Recognizer, corpus: Corpus, decide: Decision, execution: Execution, utterances: int
+) -> float | None:
+    """Compute seconds / audio seconds at batch 1: front end, model and decoding, audio already in memory.
+
+    Each utterance runs twice, and the second run counts: the first may compile. None when ``utterances`` is 0.
+    """
+    if utterances <= 0:
+        return None
+    chosen = np.unique(np.linspace(0, len(corpus) - 1, min(utterances, len(corpus))).round().astype(int))
+    compute = audio = 0.0
+    for index in chosen:
+        waveform = corpus.load_audio(int(index))
+        padded, num_samples = _alone(waveform)
+        recognizer.text(recognizer.recognize(padded, num_samples, decide, execution))
+        start = time.perf_counter()
+        recognizer.text(recognizer.recognize(padded, num_samples, decide, execution))
+        compute += time.perf_counter() - start
+        audio += len(waveform) / corpus.sample_rate
+    return compute / audio
+
+
+def _alone(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    padded = np.zeros((1, padded_length(len(waveform))), np.float32)
+    padded[0, : len(waveform)] = waveform
+    return padded, np.array([len(waveform)], np.int32)

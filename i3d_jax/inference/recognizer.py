@@ -1,0 +1,252 @@
+"""The Python door: a trained model that turns audio into text.
+
+A *bundle* is a folder with everything a recogniser needs: ``recognizer.json`` (front end and model), ``params.npz``
+and ``tokenizer.model``. A finished run holds one in ``<run>/model``.
+"""
+
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, num_frames
+from i3d_jax.audio.io import read_audio, resample
+from i3d_jax import files
+from i3d_jax.schema import from_dict, to_dict
+from i3d_jax.data.tokenizer import Tokenizer
+from i3d_jax.inference.execution import Execution, Pipeline, Recognition
+from i3d_jax.model.asr import ASRModel, ModelConfig
+from i3d_jax.model.encoder import Params
+from i3d_jax.model.flops import count_flops
+from i3d_jax.model.gates import Decision, inference_decision
+from i3d_jax.model.params import flatten, unflatten
+
+
+@dataclass(frozen=True)
+class RecognizerConfig:
+    """What a bundle states about itself."""
+
+    name: str = "model"
+    """Name of the model in tables."""
+    sample_rate: int = 16000
+    """Sampling rate in Hz."""
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    """Log-mel features."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Architecture."""
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """One transcribed utterance.
+
+    Attributes:
+      text: the words.
+      gates: [N, M] bool, the blocks that were executed.
+      gate_probabilities: [N, M] float32, p(execute).
+      gate_names: the M branches of a layer, in order.
+      executed_layers: open gates / M, as the paper counts layers.
+      gflops: analytic GFLOPs of this utterance: executed blocks only, except under ``masked``, which computes all.
+      audio_seconds: length of the audio.
+      compute_seconds: wall time of front end, model and decoding (compilation included when the shape is new).
+    """
+
+    text: str
+    gates: np.ndarray
+    gate_probabilities: np.ndarray
+    gate_names: tuple[str, ...]
+    executed_layers: float
+    gflops: float
+    audio_seconds: float
+    compute_seconds: float
+
+
+def padded_length(num_samples: int, quantum: int = 8000) -> int:
+    """Static length for a waveform: few shapes, at most one eighth (or ``quantum``) of padding."""
+    step = max(quantum, 2 ** (max(num_samples - 1, 1).bit_length() - 3))
+    return -(-num_samples // step) * step
+
+
+class Recognizer:
+    """A model with its parameters and tokenizer."""
+
+    def __init__(
+        self, config: RecognizerConfig, params: Params, tokenizer: Tokenizer, stats: GlobalStats | None = None
+    ):
+        """Bind; nothing is compiled yet."""
+        self.config = config
+        self.tokenizer = tokenizer
+        self.stats = stats
+        self.model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
+        self.pipeline = Pipeline(config.frontend, self.model, stats)
+        self.params = params
+
+    @property
+    def params(self) -> Params:
+        """Parameters of the model; setting others keeps what is compiled."""
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        self._params = params
+        self._programs: dict[str, Any] = {}
+
+    @cached_property
+    def gate_names(self) -> tuple[str, ...]:
+        """Names of the M gates of a layer."""
+        return self.model.encoder.gate_names
+
+    def decision(self, threshold: float | None = None) -> Decision:
+        """Threshold decision; None takes the configured beta.
+
+        Raises:
+          ValueError: threshold outside [0, 1].
+        """
+        if threshold is not None and not 0.0 <= threshold <= 1.0:
+            raise ValueError(f"threshold={threshold} is not a probability: give a number from 0 to 1")
+        return inference_decision(self.config.model.gates, threshold)
+
+    def recognize(
+        self, waveform: np.ndarray, num_samples: np.ndarray, decide: Decision, execution: Execution
+    ) -> Recognition:
+        """Run a batch, waveform [B, S] and num_samples [B], to tokens and gates on the host."""
+        program = self._programs.get(execution)
+        if program is None:
+            program = self._programs[execution] = self.pipeline.program(execution, self.params)
+        return jax.device_get(program(waveform, np.asarray(num_samples, np.int32), decide))
+
+    def text(self, recognition: Recognition, row: int = 0) -> str:
+        """Words of one row."""
+        return self.tokenizer.decode(recognition.tokens[row, : recognition.num_tokens[row]].tolist())
+
+    def gflops(self, recognition: Recognition, execution: Execution) -> np.ndarray:
+        """Analytic GFLOPs of each row: [B]. ``masked`` computes every block, the others those with an open gate."""
+        return (
+            np.asarray(
+                count_flops(
+                    self.config.model,
+                    num_mels=self.config.frontend.num_mels,
+                    vocab_size=self.tokenizer.vocab_size,
+                    num_frames=np.asarray(recognition.num_frames),
+                    executed=None if execution == "masked" else np.asarray(recognition.gates, bool),
+                )
+            )
+            / 1e9
+        )
+
+    def transcribe(
+        self,
+        audio: str | epath.PathLike | np.ndarray,
+        *,
+        sample_rate: int | None = None,
+        execution: Execution = "conditional",
+        threshold: float | None = None,
+        decide: Decision | None = None,
+    ) -> Transcription:
+        """Transcribe one file, or samples with their rate.
+
+        Args:
+          audio: path of an audio file, or float samples [S] in [-1, 1].
+          sample_rate: of the samples, in Hz; required with samples, not allowed with a path.
+          execution: ``conditional`` and ``eager`` skip closed blocks, ``masked`` computes all of them.
+          threshold: beta of Eqs. 10 and 11; None takes the model's own.
+          decide: any other decision of ``model.gates``; excludes ``threshold``.
+
+        Raises:
+          ValueError: bad threshold or execution, samples without a rate, audio too short for one encoder frame.
+          FileNotFoundError: no such file.
+        """
+        if decide is not None and threshold is not None:
+            raise ValueError("give either threshold or decide, not both")
+        decide = self.decision(threshold) if decide is None else decide
+        waveform = self._samples(audio, sample_rate)
+        source = "the samples" if isinstance(audio, np.ndarray) else str(audio)
+        if self.model.num_encoder_frames(int(num_frames(self.config.frontend, len(waveform)))) < 1:
+            seconds = len(waveform) / self.config.sample_rate
+            raise ValueError(f"{source}: {seconds:.3f} s of audio are too short to recognise; give at least 0.1 s")
+        padded = np.zeros((1, padded_length(len(waveform))), np.float32)
+        padded[0, : len(waveform)] = waveform
+        start = time.perf_counter()
+        recognition = self.recognize(padded, np.array([len(waveform)]), decide, execution)
+        text = self.text(recognition)
+        seconds = time.perf_counter() - start
+        return Transcription(
+            text=text,
+            gates=recognition.gates[0],
+            gate_probabilities=recognition.gate_probabilities[0],
+            gate_names=self.gate_names,
+            executed_layers=float(recognition.gates[0].sum() / len(self.gate_names)),
+            gflops=float(self.gflops(recognition, execution)[0]),
+            audio_seconds=len(waveform) / self.config.sample_rate,
+            compute_seconds=seconds,
+        )
+
+    def _samples(self, audio: str | epath.PathLike | np.ndarray, sample_rate: int | None) -> np.ndarray:
+        if not isinstance(audio, np.ndarray):
+            if sample_rate is not None:
+                raise ValueError(f"{audio}: a file states its own rate; sample_rate is for samples")
+            return read_audio(audio, self.config.sample_rate)
+        if sample_rate is None:
+            raise ValueError("samples need sample_rate=...")
+        if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+            raise ValueError(f"samples must be a float array [S] in [-1, 1], got {audio.dtype} {audio.shape}")
+        if not np.isfinite(audio).all():
+            raise ValueError("the samples hold NaN or infinite values")
+        return resample(audio.astype(np.float32), sample_rate, self.config.sample_rate)
+
+    def save(self, path: str | epath.Path, dtype: str = "float32") -> None:
+        """Write a bundle; ``dtype="float16"`` halves it.
+
+        The folder is written aside and renamed, so that it is whole or absent; an existing one is replaced.
+        """
+        path = epath.Path(path)
+        temporary = path.parent / (path.name + ".tmp")
+        if temporary.exists():
+            temporary.rmtree()
+        temporary.mkdir(parents=True)
+        files.write_text(temporary / "recognizer.json", json.dumps(to_dict(self.config), indent=2) + "\n")
+        arrays = {f"params/{k}": np.asarray(v).astype(dtype) for k, v in flatten(self.params).items()}
+        if self.stats is not None:
+            arrays |= {f"stats/{k}": np.asarray(v, np.float32) for k, v in self.stats._asdict().items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        (temporary / "params.npz").write_bytes(buffer.getvalue())
+        self.tokenizer.save(temporary / "tokenizer.model")
+        if path.exists():
+            path.rmtree()
+        temporary.rename(path)
+
+
+def load(path: str | epath.PathLike) -> Recognizer:
+    """Load a run directory or a bundle.
+
+    Raises:
+      FileNotFoundError: no finished model there.
+      ValueError: the parameters do not fit the stated architecture.
+    """
+    root = epath.Path(path)
+    bundle = root / "model" if (root / "model").exists() else root
+    if not (bundle / "recognizer.json").exists():
+        if (root / "config.json").exists():
+            raise FileNotFoundError(f"{root}: this run has no model yet; run train.py with the same workdir to finish it")
+        raise FileNotFoundError(f"{root}: neither a finished run nor a model bundle (no recognizer.json)")
+    config = from_dict(RecognizerConfig, json.loads((bundle / "recognizer.json").read_text()))
+    tokenizer = Tokenizer.load(bundle / "tokenizer.model")
+    with np.load(io.BytesIO((bundle / "params.npz").read_bytes())) as arrays:
+        flat = {k.removeprefix("params/"): arrays[k] for k in arrays.files if k.startswith("params/")}
+        stats = {k.removeprefix("stats/"): arrays[k] for k in arrays.files if k.startswith("stats/")}
+    params = unflatten({k: v.astype(np.float32) for k, v in flat.items()})
+    recognizer = Recognizer(config, params, tokenizer, GlobalStats(**stats) if stats else None)
+    expected = flatten(jax.eval_shape(recognizer.model.init, jax.random.key(0)))
+    wrong = {k for k in expected.keys() | flat.keys() if k not in flat or k not in expected}
+    wrong |= {k for k in expected.keys() & flat.keys() if expected[k].shape != flat[k].shape}
+    if wrong:
+        raise ValueError(f"{bundle}/params.npz does not fit recognizer.json: {', '.join(sorted(wrong)[:5])}")
+    recognizer.params = jax.device_put(params)
+    return recognizer

@@ -1,0 +1,216 @@
+"""Word and character error rates with bootstrap intervals, and the files other scorers read."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jiwer
+import numpy as np
+from etils import epath
+
+from i3d_jax import files
+
+_DRAWS_PER_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Score:
+    """Errors of a set of hypotheses.
+
+    Rates are percentages of the reference words (characters); when the references hold none, of one.
+
+    Attributes:
+      wer: word error rate, percent.
+      cer: character error rate, percent; a space counts as a character.
+      wer_interval: 95 % percentile bootstrap interval of ``wer`` over utterances; two NaN when it was not asked for.
+      words: reference words.
+      substitutions: of words, like the next two.
+      deletions: reference words missing in the hypotheses.
+      insertions: hypothesis words without a reference.
+      characters: reference characters.
+      character_substitutions: of characters, like the next two.
+      character_deletions: reference characters missing in the hypotheses.
+      character_insertions: hypothesis characters without a reference.
+      utterance_errors: [B] int64 word errors.
+      utterance_words: [B] int64 reference words.
+    """
+
+    wer: float
+    cer: float
+    wer_interval: tuple[float, float]
+    words: int
+    substitutions: int
+    deletions: int
+    insertions: int
+    characters: int
+    character_substitutions: int
+    character_deletions: int
+    character_insertions: int
+    utterance_errors: np.ndarray
+    utterance_words: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the per-utterance arrays, as JSON-able values; an interval not asked for is None."""
+        fields = {k: v for k, v in vars(self).items() if not k.startswith("utterance_")}
+        interval = None if np.isnan(self.wer_interval[0]) else list(self.wer_interval)
+        return {**fields, "wer_interval": interval, "utterances": len(self.utterance_words)}
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Comparison of systems a and b on the same utterances.
+
+    Attributes:
+      difference: WER of a minus WER of b, in points (percent of the reference words).
+      interval: 95 % percentile bootstrap interval of ``difference``.
+      probability_a_better: share of the resamples in which a has fewer errors; ties count half.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    probability_a_better: float
+
+
+def score(
+    references: Sequence[str], hypotheses: Sequence[str], *, bootstrap_samples: int = 1000, seed: int = 0
+) -> Score:
+    """Scores hypotheses against references, with jiwer.
+
+    Words are separated by white space of any kind and length; nothing else is normalised. The words of a hypothesis
+    whose reference is empty are insertions.
+
+    Args:
+      references: [B] transcripts.
+      hypotheses: [B] recognised texts.
+      bootstrap_samples: resamplings of the utterances behind ``wer_interval``; 0 leaves it out.
+      seed: of the resampling.
+
+    Raises:
+      ValueError: no utterances, different numbers of them, or a negative number of bootstrap samples.
+    """
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; give one hypothesis each")
+    if not references:
+        raise ValueError("no utterances to score; expected at least one reference")
+    references = [" ".join(text.split()) for text in references]
+    hypotheses = [" ".join(text.split()) for text in hypotheses]
+    words = jiwer.process_words(references, hypotheses)
+    characters = jiwer.process_characters(references, hypotheses)
+    utterance_words = np.array([len(text) for text in words.references], np.int64)
+    utterance_errors = np.array([_num_errors(alignment) for alignment in words.alignments], np.int64)
+    num_characters = sum(len(text) for text in characters.references)
+    character_errors = characters.substitutions + characters.deletions + characters.insertions
+    interval = (math.nan, math.nan)
+    if bootstrap_samples != 0:
+        sums = _resampled_sums(bootstrap_samples, seed, utterance_errors, utterance_words)
+        interval = _interval(np.concatenate([_percent(e, w) for e, w in sums]))
+    return Score(
+        wer=float(_percent(utterance_errors.sum(), utterance_words.sum())),
+        cer=100.0 * character_errors / max(num_characters, 1),
+        wer_interval=interval,
+        words=int(utterance_words.sum()),
+        substitutions=words.substitutions,
+        deletions=words.deletions,
+        insertions=words.insertions,
+        characters=num_characters,
+        character_substitutions=characters.substitutions,
+        character_deletions=characters.deletions,
+        character_insertions=characters.insertions,
+        utterance_errors=utterance_errors,
+        utterance_words=utterance_words,
+    )
+
+
+def paired_bootstrap(
+    errors_a: np.ndarray,
+    words_a: np.ndarray,
+    errors_b: np.ndarray,
+    words_b: np.ndarray,
+    *,
+    samples: int = 10000,
+    seed: int = 0,
+) -> PairedDifference:
+    """Paired bootstrap over utterances (Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR", 2004).
+
+    Args:
+      errors_a: [B] word errors of system a (``Score.utterance_errors``).
+      words_a: [B] reference words (``Score.utterance_words``).
+      errors_b: [B] word errors of system b, same utterances in the same order.
+      words_b: [B], must equal ``words_a``.
+      samples: resamplings.
+      seed: of the resampling.
+
+    Raises:
+      ValueError: the systems were not scored on the same references, or there are no utterances or samples.
+    """
+    errors_a, words_a, errors_b, words_b = (np.asarray(x, np.int64) for x in (errors_a, words_a, errors_b, words_b))
+    if not (errors_a.shape == errors_b.shape == words_a.shape and np.array_equal(words_a, words_b)):
+        raise ValueError(
+            "a and b must be scored on the same utterances in the same order, but their reference words differ "
+            f"(shapes {errors_a.shape}, {words_a.shape}, {errors_b.shape}, {words_b.shape}); score both on one split"
+        )
+    if not words_a.size:
+        raise ValueError("no utterances to compare; expected at least one")
+    difference = errors_a - errors_b
+    resampled = np.concatenate([_percent(e, w) for e, w in _resampled_sums(samples, seed, difference, words_a)])
+    return PairedDifference(
+        difference=float(_percent(difference.sum(), words_a.sum())),
+        interval=_interval(resampled),
+        probability_a_better=float(np.mean(resampled < 0) + 0.5 * np.mean(resampled == 0)),
+    )
+
+
+def write_trn(path: epath.PathLike, ids: Sequence[str], texts: Sequence[str]) -> None:
+    """Writes ``words (id)`` lines as NIST sclite reads them, atomically.
+
+    Raises:
+      ValueError: different numbers of ids and texts, or an id that the format cannot hold.
+    """
+    if len(ids) != len(texts):
+        raise ValueError(f"{path}: {len(ids)} ids but {len(texts)} texts; give one text each")
+    for name in ids:
+        if not name or any(c.isspace() or c in "()" for c in name):
+            raise ValueError(f"{path}: utterance id {name!r} is empty or holds spaces or parentheses; rename it")
+    lines = (" ".join([*text.split(), f"({name})"]) for name, text in zip(ids, texts, strict=True))
+    files.write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_jsonl(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one JSON object a line, atomically; numpy and jax values become numbers and lists.
+
+    Raises:
+      ValueError: a value is not finite.
+    """
+    lines = (json.dumps(dict(row), ensure_ascii=False, allow_nan=False, default=files.json_default) for row in rows)
+    files.write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _num_errors(alignment: Sequence[jiwer.AlignmentChunk]) -> int:
+    return sum(
+        max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+        for chunk in alignment
+        if chunk.type != "equal"
+    )
+
+
+def _percent(errors: np.ndarray, words: np.ndarray) -> np.ndarray:
+    return 100.0 * errors / np.maximum(words, 1)
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _resampled_sums(samples: int, seed: int, *columns: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Sums of the columns over resampled utterances, in chunks of bounded memory."""
+    if samples < 1:
+        raise ValueError(f"{samples} bootstrap samples; expected at least 1")
+    rng = np.random.default_rng(seed)
+    utterances = len(columns[0])
+    chunk = max(_DRAWS_PER_CHUNK // utterances, 1)
+    for start in range(0, samples, chunk):
+        picks = rng.integers(0, utterances, (min(chunk, samples - start), utterances))
+        yield tuple(column[picks].sum(axis=1) for column in columns)

@@ -1,0 +1,110 @@
+"""The recogniser: subsampling, positions, gated encoder, CTC head."""
+
+import math
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from i3d_jax.model.encoder import Encoder, EncoderConfig, Execute, Params, masked
+from i3d_jax.model.gates import Decision, GateConfig
+from i3d_jax.model.layers import CTCHead, dropout, sinusoidal_positions
+from i3d_jax.model.subsampling import Subsampling, SubsamplingConfig, num_subsampled_frames
+from i3d_jax.types import ModelOutput
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The recogniser: subsampling, gated encoder, CTC head."""
+
+    subsampling: SubsamplingConfig = field(default_factory=SubsamplingConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    gates: GateConfig = field(default_factory=GateConfig)
+
+
+@dataclass(frozen=True)
+class ASRModel:
+    """Features to CTC logits; a value object, parameters are passed in.
+
+    Attributes:
+      config: of the model.
+      num_mels: feature channels F.
+      vocab_size: V, reserved ids included.
+    """
+
+    config: ModelConfig
+    num_mels: int
+    vocab_size: int
+
+    @property
+    def subsampling(self) -> Subsampling:
+        """The convolutional subsampling module."""
+        return Subsampling(self.config.subsampling, self.config.encoder.d_model)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The gated encoder."""
+        return Encoder(self.config.encoder, self.config.gates)
+
+    @property
+    def head(self) -> CTCHead:
+        """Final norm and CTC projection."""
+        return CTCHead(self.vocab_size)
+
+    def num_encoder_frames(self, num_frames: int) -> int:
+        """Encoder frames of so many feature frames; 0 when they are too few."""
+        return num_subsampled_frames(num_frames)
+
+    def init(self, key: jax.Array) -> Params:
+        """Parameters ``{"subsampling", "layers", ["predictor",] "head"}``; always float32."""
+        subsampling_key, encoder_key, head_key = jax.random.split(key, 3)
+        features, mask = jnp.zeros((1, 16, self.num_mels)), jnp.ones((1, 16), bool)
+        return {
+            "subsampling": self.subsampling.init(subsampling_key, features, mask)["params"],
+            **self.encoder.init(encoder_key),
+            "head": self.head.init(head_key, jnp.zeros((1, 1, self.config.encoder.d_model)))["params"],
+        }
+
+    def embed(
+        self, params: Params, features: jax.Array, mask: jax.Array, dropout_key: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Features [B, T, F] to the encoder input X^(0) [B, T', D] and its mask [B, T'].
+
+        As ESPnet does, the subsampled frames are scaled by sqrt(D) before the positions are added.
+        """
+        x, mask = self.subsampling.apply({"params": params["subsampling"]}, features, mask)  # type: ignore[misc]
+        x = x * math.sqrt(x.shape[-1]) + sinusoidal_positions(x.shape[1], x.shape[2])[None]
+        return dropout(x, self.config.encoder.positional_dropout, dropout_key), mask
+
+    def project(self, params: Params, x: jax.Array) -> jax.Array:
+        """Encoder states [B, T, D] to CTC logits [B, T, V]."""
+        return self.head.apply({"params": params["head"]}, x)  # type: ignore[return-value]
+
+    def apply(
+        self,
+        params: Params,
+        features: jax.Array,
+        mask: jax.Array,
+        decide: Decision,
+        *,
+        execute: Execute = masked,
+        gate_key: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> ModelOutput:
+        """Features [B, T, F] with mask [B, T] to logits, gates and gate probabilities.
+
+        Args:
+          params: from ``init``.
+          features: normalised log-mel features.
+          mask: valid feature frames.
+          decide: a decision of ``model.gates``.
+          execute: ``masked`` or ``conditional``.
+          gate_key: of random decisions.
+          dropout_key: None switches dropout off.
+        """
+        embed_key, encoder_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        x, mask = self.embed(params, features, mask, embed_key)
+        encoded = self.encoder.apply(
+            params, x, mask, decide, execute=execute, gate_key=gate_key, dropout_key=encoder_key
+        )
+        return ModelOutput(self.project(params, encoded.x), mask, encoded.gates, encoded.probabilities)

@@ -1,0 +1,233 @@
+"""The gated encoder: N times predict, decide, execute.
+
+::
+
+    logits = predict(x or x0)                  none | local (Eq. 9) | global (Eq. 12)
+    gates  = decide(logits, key, layer)        model.gates
+    for m, branch in enumerate(branches):
+        x  = execute(branch, x, gates[:, m], context)
+
+``encode_layer`` is the only place where branches and gates are composed (Eqs. 3, 4); the executions differ in
+``execute`` alone. Parameters are stacked over layers and scanned, so one tree serves all executions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from i3d_jax.model.gates import Decision, GateConfig, execute_probability
+from i3d_jax.model.layers import Branch, Context, FeedForward, GatePredictor, SelfAttention
+from i3d_jax.types import Array
+
+Params = dict[str, Any]
+BranchFn = Callable[[jax.Array, Context], jax.Array]
+Execute = Callable[[BranchFn, jax.Array, Array, Context], jax.Array]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Pre-norm Transformer encoder."""
+
+    num_layers: int = 12
+    """Layers N."""
+    d_model: int = 256
+    """Width D."""
+    num_heads: int = 4
+    """Attention heads."""
+    ffn_dim: int = 1024
+    """Width of the feed-forward blocks."""
+    dropout: float = 0.1
+    """Dropout on block outputs and inside the feed-forward blocks."""
+    attention_dropout: float = 0.1
+    """Dropout on attention weights."""
+    positional_dropout: float = 0.1
+    """Dropout on the encoder input, after adding positions."""
+
+
+class LayerFns(NamedTuple):
+    """One layer with its parameters bound.
+
+    Attributes:
+      predict: ``(x, mask) -> logits [B, M, 2]`` of a local gate predictor, or None.
+      branches: the ordered branches, each ``(x, context) -> [B, T, D]``.
+    """
+
+    predict: Callable[[jax.Array, jax.Array], jax.Array] | None
+    branches: tuple[BranchFn, ...]
+
+
+class EncoderOutput(NamedTuple):
+    """Encoder states [B, T, D] (before the final norm), gates [B, N, M] and p(execute) [B, N, M]."""
+
+    x: jax.Array
+    gates: jax.Array
+    probabilities: jax.Array
+
+
+def masked(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax.Array:
+    """Compute the branch for every row, then apply the gate [B].
+
+    A float gate is the training relaxation ``x + gate * branch(x)``: nothing is cut, so gradients reach the predictor.
+    A boolean gate selects, so a NaN in a closed branch cannot leak and its branch gets no gradient from that row.
+    """
+    gate = jnp.asarray(gate)[:, None, None]
+    y = branch(x, context)
+    if gate.dtype == jnp.bool_:
+        return jnp.where(gate, x + y, x)
+    return x + gate.astype(x.dtype) * y
+
+
+def conditional(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax.Array:
+    """Skip the branch inside the compiled program when no row wants it.
+
+    Raises:
+      TypeError: the gate is not boolean; a float gate never skips.
+    """
+    gate = jnp.asarray(gate)
+    if gate.dtype != jnp.bool_:
+        raise TypeError(f"conditional execution needs boolean gates, got {gate.dtype}")
+    return jax.lax.cond(jnp.any(gate), lambda x: masked(branch, x, gate, context), lambda x: x, x)
+
+
+def encode_layer(
+    layer: LayerFns,
+    x: jax.Array,
+    logits: jax.Array,
+    context: Context,
+    decide: Callable[[jax.Array], Array],
+    execute: Execute,
+) -> tuple[jax.Array, Array, jax.Array]:
+    """One layer: predict, decide, execute. Both gates come from the layer's input (Eq. 9).
+
+    Args:
+      layer: its functions.
+      x: [B, T, D].
+      logits: [B, M, 2], used unless the layer has a predictor of its own.
+      context: of the branches.
+      decide: logits [B, M, 2] -> gates [B, M].
+      execute: runs or skips one branch.
+
+    Returns:
+      x [B, T, D], gates [B, M], logits [B, M, 2].
+    """
+    if layer.predict is not None:
+        logits = layer.predict(x, context.mask)
+    gates = decide(logits)
+    for m, branch in enumerate(layer.branches):
+        x = execute(branch, x, gates[:, m], context)
+    return x, gates, logits
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encoder layers and gate predictor; a value object, parameters are passed in."""
+
+    config: EncoderConfig
+    gates: GateConfig
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """The ordered branches of a layer."""
+        c = self.config
+        attention = SelfAttention(num_heads=c.num_heads, dropout=c.dropout, attention_dropout=c.attention_dropout)
+        return Branch("mha", attention), Branch("ffn", FeedForward(hidden_dim=c.ffn_dim, dropout=c.dropout))
+
+    @property
+    def gate_names(self) -> tuple[str, ...]:
+        """Names of the M gates of a layer."""
+        return tuple(branch.name for branch in self.branches)
+
+    @property
+    def predictor(self) -> GatePredictor:
+        """The gate predictor: M gates of one layer (local), or all N x M (global)."""
+        num_gates = len(self.branches) * (self.config.num_layers if self.gates.predictor == "global" else 1)
+        return GatePredictor(
+            num_gates=num_gates,
+            hidden_dim=self.gates.hidden_dim,
+            initial_logit=self.gates.initial_logit,
+            normalize_input=self.gates.normalize_input,
+        )
+
+    def init(self, key: jax.Array) -> Params:
+        """``{"layers": {branch: stacked}, "predictor": ...}``; the predictor is stacked too when it is local."""
+        x = jnp.zeros((1, 4, self.config.d_model))
+        context = Context(jnp.ones((1, 4), bool))
+        layer_key, predictor_key = jax.random.split(key)
+        keys = jax.random.split(layer_key, (len(self.branches), self.config.num_layers))
+        params: Params = {
+            "layers": {
+                branch.name: jax.vmap(lambda k, b=branch: b.module.init(k, x, context)["params"])(keys[m])
+                for m, branch in enumerate(self.branches)
+            }
+        }
+        if self.gates.predictor == "global":
+            params["predictor"] = self.predictor.init(predictor_key, x, context.mask)["params"]
+        elif self.gates.predictor == "local":
+            keys = jax.random.split(predictor_key, self.config.num_layers)
+            params["predictor"] = jax.vmap(lambda k: self.predictor.init(k, x, context.mask)["params"])(keys)
+        return params
+
+    def predict(self, params: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """Logits known before the first layer: [N, B, M, 2] of the global predictor, zeros otherwise."""
+        shape = (x.shape[0], self.config.num_layers, len(self.branches), 2)
+        if self.gates.predictor != "global":
+            return jnp.zeros((shape[1], shape[0], *shape[2:]))
+        logits = self.predictor.apply({"params": params["predictor"]}, x, mask)
+        return jnp.swapaxes(jnp.asarray(logits).reshape(shape), 0, 1)
+
+    def layer_fns(self, params: Params, predictor: Params | None, dropout_key: jax.Array | None) -> LayerFns:
+        """Bind the parameters of one layer (not stacked)."""
+        branches: list[BranchFn] = []
+        for m, branch in enumerate(self.branches):
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, m)
+
+            def call(x: jax.Array, context: Context, branch: Branch = branch, key: jax.Array | None = key) -> jax.Array:
+                return branch.module.apply({"params": params[branch.name]}, x, context, key)  # type: ignore[return-value]
+
+            branches.append(call)
+        if self.gates.predictor != "local":
+            return LayerFns(None, tuple(branches))
+        return LayerFns(lambda x, mask: self.predictor.apply({"params": predictor}, x, mask), tuple(branches))  # type: ignore
+
+    def probabilities(self, logits: jax.Array) -> jax.Array:
+        """p(execute); 1 without a predictor."""
+        return jnp.ones(logits.shape[:-1]) if self.gates.predictor == "none" else execute_probability(logits)
+
+    def apply(
+        self,
+        params: Params,
+        x: jax.Array,
+        mask: jax.Array,
+        decide: Decision,
+        *,
+        execute: Execute = masked,
+        gate_key: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> EncoderOutput:
+        """Encode x [B, T, D] with mask [B, T] in one scan over the layers.
+
+        Args:
+          params: from ``init``.
+          x: encoder input X^(0), positions added.
+          mask: valid frames.
+          decide: a decision of ``model.gates``.
+          execute: ``masked`` or ``conditional``.
+          gate_key: of random decisions; each layer folds its index in.
+          dropout_key: None switches dropout off.
+        """
+        context = Context(mask)
+        local = params["predictor"] if self.gates.predictor == "local" else None
+
+        def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            index, layer_params, predictor, logits = layer
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+            fns = self.layer_fns(layer_params, predictor, key)
+            x, gates, logits = encode_layer(fns, x, logits, context, lambda z: decide(z, gate_key, index), execute)
+            return x, (gates, self.probabilities(logits))
+
+        xs = (jnp.arange(self.config.num_layers), params["layers"], local, self.predict(params, x, mask))
+        x, (gates, probabilities) = jax.lax.scan(body, x, xs)
+        return EncoderOutput(x, jnp.swapaxes(gates, 0, 1), jnp.swapaxes(probabilities, 0, 1))

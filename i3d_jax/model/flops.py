@@ -1,0 +1,140 @@
+"""Analytic cost of a forward pass.
+
+Counted are the matrix products and convolutions, one multiply-add being two FLOPs, on the frames that an utterance
+itself has (padding costs nothing here). Left out: element-wise work (activations, softmax, layer norm, residual sums,
+biases; about one percent of a paper-sized branch in XLA's count), the means that gate predictors read, and the log-mel
+front end (5 MFLOP per second of audio with a 512-point FFT and 80 mels).
+
+With T frames after the subsampling, width D and FFN width H:
+
+    mha  2 T D 3D (q, k, v)  +  2 T T D (scores)  +  2 T T D (weighted sum)  +  2 T D D (output)
+    ffn  2 T D H  +  2 T H D
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from i3d_jax.model.asr import ModelConfig
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of one forward pass by part, per utterance.
+
+    Attributes:
+      subsampling: [B], both convolutions and the linear map to D.
+      branches: branch name -> [B], summed over the layers that executed the branch.
+      gate_predictor: [B], every predictor MLP that runs (zero for a model without gates).
+      ctc_head: [B].
+    """
+
+    subsampling: np.ndarray
+    branches: Mapping[str, np.ndarray]
+    gate_predictor: np.ndarray
+    ctc_head: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """[B], the sum of all parts."""
+        return self.subsampling + sum(self.branches.values()) + self.gate_predictor + self.ctc_head
+
+    def parts(self) -> dict[str, np.ndarray]:
+        """Part name -> [B], in the order of the forward pass."""
+        return {
+            "subsampling": self.subsampling,
+            "gate_predictor": self.gate_predictor,
+            **self.branches,
+            "ctc_head": self.ctc_head,
+        }
+
+
+def subsampled_length(length: np.ndarray | int) -> np.ndarray:
+    """Size of an axis after the two 3x3 convolutions of stride 2 without padding; zero when it is too short."""
+    once = np.maximum((np.asarray(length, np.int64) - 1) // 2, 0)
+    return np.maximum((once - 1) // 2, 0)
+
+
+def branch_flops(model_config: ModelConfig, frames: np.ndarray | int) -> dict[str, np.ndarray]:
+    """FLOPs of one call of each gated branch on ``frames`` encoder frames, in the order of the gates' M axis."""
+    t = np.asarray(frames, np.float64)
+    d, hidden = model_config.encoder.d_model, model_config.encoder.ffn_dim
+    return {"mha": 8 * t * d * d + 4 * t * t * d, "ffn": 4 * t * d * hidden}
+
+
+def count_flops_by_part(
+    model_config: ModelConfig,
+    *,
+    num_mels: int,
+    vocab_size: int,
+    num_frames: int | np.ndarray,
+    executed: np.ndarray | None,
+) -> FlopCount:
+    """FLOPs of one forward pass, by part.
+
+    Args:
+      model_config: the model.
+      num_mels: mel channels F.
+      vocab_size: outputs V of the CTC head, reserved ids included.
+      num_frames: feature frames before the subsampling, a number or [B].
+      executed: [B, N, M] boolean, the branches that are computed; None means all of them, which is also what the
+        masked execution spends whatever the gates say.
+
+    Returns:
+      Counts in float64 (exact integers far beyond any model), shape [B]; B is 1 for a single number of frames.
+
+    Raises:
+      ValueError: ``executed`` does not have the shape [B, N, M] of this model.
+    """
+    encoder, gates = model_config.encoder, model_config.gates
+    d, layers = encoder.d_model, encoder.num_layers
+    channels = model_config.subsampling.channels or d
+    frames = np.atleast_1d(np.asarray(num_frames, np.int64))
+
+    frames1, frames2 = np.maximum((frames - 1) // 2, 0), subsampled_length(frames)
+    mels1, mels2 = max((num_mels - 1) // 2, 0), int(subsampled_length(num_mels))
+    macs = frames1 * mels1 * 9 * channels + frames2 * mels2 * 9 * channels**2 + frames2 * channels * mels2 * d
+
+    costs = branch_flops(model_config, frames2)
+    if executed is None:
+        calls = np.full((1, len(costs)), layers)
+    else:
+        executed = np.asarray(executed)
+        if executed.ndim != 3 or executed.shape[1:] != (layers, len(costs)):
+            raise ValueError(
+                f"executed has shape {executed.shape}; expected [B, N, M] = [B, {layers}, {len(costs)}] "
+                f"(branches {', '.join(costs)})"
+            )
+        if frames.size != 1 and len(executed) != frames.size:
+            raise ValueError(f"executed has {len(executed)} rows but num_frames {frames.size}; give one row each")
+        calls = executed.astype(np.int64).sum(axis=1)
+    branches = {name: calls[:, m] * cost for m, (name, cost) in enumerate(costs.items())}
+
+    outputs = 2 * len(costs)
+    predictor_macs = {
+        "none": 0,
+        "local": layers * gates.hidden_dim * (d + outputs),
+        "global": gates.hidden_dim * (d + layers * outputs),
+    }[gates.predictor]
+    rows = np.ones(max(len(frames), len(calls)))
+    return FlopCount(
+        subsampling=2.0 * macs * rows,
+        branches=branches,
+        gate_predictor=2.0 * predictor_macs * rows,
+        ctc_head=2.0 * frames2 * d * vocab_size * rows,
+    )
+
+
+def count_flops(
+    model_config: ModelConfig,
+    *,
+    num_mels: int,
+    vocab_size: int,
+    num_frames: int | np.ndarray,
+    executed: np.ndarray | None,
+) -> np.ndarray:
+    """[B] FLOPs of one forward pass of each utterance; arguments and errors as ``count_flops_by_part``."""
+    return count_flops_by_part(
+        model_config, num_mels=num_mels, vocab_size=vocab_size, num_frames=num_frames, executed=executed
+    ).total

@@ -1,0 +1,152 @@
+"""Gate maths: how the logits of a gate predictor become gates.
+
+A gate is a two-way distribution; entry 0 of its logits is *skip*, entry 1 is *execute*. A **decision** maps the logits
+of one layer to its gates::
+
+    gates [B, M] = decide(logits [B, M, 2], key, layer)
+
+and is a named tuple of arrays, so that it can be passed through ``jax.jit``: another threshold is not another program.
+Boolean gates are decisions; float gates are the training relaxation, multiplied onto the branch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from i3d_jax.types import Array
+
+Decision = Callable[[jax.Array, jax.Array | None, Array | int], jax.Array]
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """Gate predictors and their training relaxation."""
+
+    predictor: Literal["none", "local", "global"] = "none"
+    """``none`` (vanilla Transformer), ``local`` (paper, Eq. 9) or ``global`` (Eq. 12)."""
+    hidden_dim: int = 32
+    """Width of the predictor's hidden layer."""
+    normalize_input: bool = True
+    """Normalise the time-average to zero mean and unit variance over channels before the predictor."""
+    temperature: float = 1.0
+    """Gumbel-Softmax temperature tau (Eq. 8)."""
+    straight_through: bool = False
+    """Hard gates forward, soft gradient backward, instead of the paper's soft gates."""
+    initial_logit: float = 2.0
+    """Initial logit of execute minus skip: positive keeps a warm-started model intact."""
+    threshold: float = 0.5
+    """beta of Eqs. 10 and 11 in dev evaluation during training, and the default afterwards."""
+
+
+def execute_probability(logits: jax.Array) -> jax.Array:
+    """p(execute) of two-way logits [..., 2], in float32: [...]."""
+    logits = logits.astype(jnp.float32)
+    return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
+
+
+def gumbel_softmax(logits: jax.Array, key: jax.Array, temperature: Array | float) -> jax.Array:
+    """Execute entry of a soft Gumbel-Softmax sample (paper, Eqs. 7 and 8): [..., 2] -> [...] in (0, 1).
+
+    ``softmax((log p + g) / tau)`` does not change when ``log p`` is shifted, so the logits stand for it.
+    """
+    noise = jax.random.gumbel(key, logits.shape, jnp.float32)
+    return execute_probability((logits.astype(jnp.float32) + noise) / temperature)
+
+
+def hard_with_soft_gradient(soft: jax.Array) -> jax.Array:
+    """1.0 where ``soft`` > 0.5 else 0.0, with the gradient of ``soft`` (straight-through estimator)."""
+    hard = (soft > 0.5).astype(soft.dtype)
+    return soft + jax.lax.stop_gradient(hard - soft)
+
+
+class Open(NamedTuple):
+    """Every gate open: the vanilla Transformer."""
+
+    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+        """[B, M, 2] -> [B, M] bool."""
+        return jnp.ones(logits.shape[:-1], bool)
+
+
+class Threshold(NamedTuple):
+    """Open where p(execute) > beta (paper, Eqs. 10 and 11)."""
+
+    beta: Array | float
+
+    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+        """[B, M, 2] -> [B, M] bool."""
+        return execute_probability(logits) > self.beta
+
+
+class SoftMean(NamedTuple):
+    """The probabilities themselves as float gates: the noise-free relaxation, logged during training."""
+
+    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+        """[B, M, 2] -> [B, M] float32."""
+        return execute_probability(logits)
+
+
+class GumbelSoftmax(NamedTuple):
+    """Soft samples (paper, Eq. 8), an independent one for each utterance and gate."""
+
+    temperature: Array | float
+
+    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+        """[B, M, 2] -> [B, M] float32 in (0, 1).
+
+        Raises:
+          ValueError: no key was given.
+        """
+        if key is None:
+            raise ValueError("Gumbel-Softmax samples need a gate_key")
+        return gumbel_softmax(logits, jax.random.fold_in(key, layer), self.temperature)
+
+
+class StraightThrough(NamedTuple):
+    """Hard samples with the gradient of the soft ones; floats, so that a gate of 0 still passes its gradient."""
+
+    temperature: Array | float
+
+    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+        """[B, M, 2] -> [B, M] float32 in {0, 1}."""
+        return hard_with_soft_gradient(GumbelSoftmax(self.temperature)(logits, key, layer))
+
+
+class Fixed(NamedTuple):
+    """A given pattern: [N, M] for every utterance, or [B, N, M]."""
+
+    mask: Array
+
+    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+        """[B, M, 2] -> [B, M] bool."""
+        mask = jnp.asarray(self.mask, bool)
+        row = jax.lax.dynamic_index_in_dim(mask, layer, axis=mask.ndim - 2, keepdims=False)
+        return jnp.broadcast_to(row, logits.shape[:-1])
+
+
+def training_decision(config: GateConfig) -> Decision:
+    """The decision a model with this configuration is trained with."""
+    if config.predictor == "none":
+        return Open()
+    if config.straight_through:
+        return StraightThrough(config.temperature)
+    return GumbelSoftmax(config.temperature)
+
+
+def inference_decision(config: GateConfig, threshold: Array | float | None = None) -> Decision:
+    """The decision a model with this configuration is used with; ``threshold`` replaces the configured beta."""
+    if config.predictor == "none":
+        return Open()
+    return Threshold(config.threshold if threshold is None else threshold)
+
+
+def utility(gates: jax.Array) -> jax.Array:
+    """Utility loss of each utterance (paper, Eq. 6): the mean of its gates, [B, N, M] -> [B] float32."""
+    return jnp.mean(gates.astype(jnp.float32), axis=(1, 2))
+
+
+def executed_layers(gates: Array) -> jax.Array:
+    """Executed layers as the paper counts them, open gates / M: [B, N, M] -> [B] float32."""
+    return jnp.sum(jnp.asarray(gates, jnp.float32), axis=(1, 2)) / gates.shape[-1]

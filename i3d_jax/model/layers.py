@@ -1,0 +1,140 @@
+"""Flax modules: the branches of a Transformer layer, the gate predictor, the CTC head.
+
+A *branch* is what a gate decides about: a residual-free function ``(x [B, T, D], context, dropout_key) -> [B, T, D]``
+with its layer norm inside. A layer is an ordered tuple of named branches; nothing here adds a residual.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+
+class Context(NamedTuple):
+    """What a branch sees beside ``x``; every leaf has a leading batch axis, so that sub-batches can be taken.
+
+    Attributes:
+      mask: [B, T] bool, True for valid frames.
+    """
+
+    mask: jax.Array
+
+
+class Branch(NamedTuple):
+    """A named branch module."""
+
+    name: str
+    module: nn.Module
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    """ESPnet's layer norm (epsilon 1e-12), with the two-pass variance that such an epsilon needs."""
+    return nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, name=name)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout with 8 random bits an element; ``key`` None switches it off.
+
+    Counter-based random bits are a large share of a training step on CPU, and 32 bits an element are not needed: the
+    rate is rounded to a multiple of 1/256 and the kept elements are scaled by that very rate.
+    """
+    dropped = round(rate * 256)
+    if key is None or dropped == 0:
+        return x
+    words = -(-x.shape[-1] // 4)
+    bits = jax.random.bits(key, (*x.shape[:-1], words), jnp.uint32)
+    octets = jax.lax.bitcast_convert_type(bits, jnp.uint8).reshape(*x.shape[:-1], words * 4)[..., : x.shape[-1]]
+    return jnp.where(octets >= dropped, x * (256 / (256 - dropped)), 0)
+
+
+def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
+    """``num`` independent keys, or ``num`` times None."""
+    return [None] * num if key is None else list(jax.random.split(key, num))
+
+
+class SelfAttention(nn.Module):
+    """Pre-norm multi-head self-attention; queries, keys and values are one matrix."""
+
+    num_heads: int
+    dropout: float
+    attention_dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context, dropout_key: jax.Array | None = None) -> jax.Array:
+        """[B, T, D] -> [B, T, D]; frames outside ``context.mask`` are not attended to."""
+        batch, frames, width = x.shape
+        head = width // self.num_heads
+        weights_key, output_key = split_key(dropout_key, 2)
+        x = layer_norm("norm")(x)
+        qkv = nn.Dense(3 * width, name="qkv")(x).reshape(batch, frames, 3, self.num_heads, head)
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q * (1 / math.sqrt(head)), k).astype(jnp.float32)
+        scores = jnp.where(context.mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        weights = dropout(weights, self.attention_dropout, weights_key)
+        x = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, frames, width)
+        return dropout(nn.Dense(width, name="output")(x), self.dropout, output_key)
+
+
+class FeedForward(nn.Module):
+    """Pre-norm feed-forward block with ReLU."""
+
+    hidden_dim: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: Context, dropout_key: jax.Array | None = None) -> jax.Array:
+        """[B, T, D] -> [B, T, D], frame by frame."""
+        hidden_key, output_key = split_key(dropout_key, 2)
+        width = x.shape[-1]
+        x = nn.relu(nn.Dense(self.hidden_dim, name="hidden")(layer_norm("norm")(x)))
+        x = dropout(x, self.dropout, hidden_key)
+        return dropout(nn.Dense(width, name="output")(x), self.dropout, output_key)
+
+
+class GatePredictor(nn.Module):
+    """MLP with one hidden layer on the time-average of a sequence (paper, Eqs. 9 and 12).
+
+    The last kernel starts at zero and the bias of *execute* at ``initial_logit``: whatever the input, a new predictor
+    opens every gate with the same probability, so a warm-started model starts as the dense one.
+    """
+
+    num_gates: int
+    hidden_dim: int
+    initial_logit: float
+    normalize_input: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """x [B, T, D], mask [B, T] -> float32 logits [B, num_gates, 2], entry 1 being *execute*."""
+        count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+        mean = jnp.sum(jnp.where(mask[..., None], x, 0).astype(jnp.float32), axis=1) / count
+        if self.normalize_input:
+            mean = nn.LayerNorm(use_bias=False, use_scale=False, use_fast_variance=False)(mean)
+        hidden = nn.relu(nn.Dense(self.hidden_dim, name="hidden")(mean))
+
+        def bias(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+            return jnp.tile(jnp.array([0.0, self.initial_logit], dtype), shape[0] // 2)
+
+        logits = nn.Dense(2 * self.num_gates, kernel_init=nn.initializers.zeros, bias_init=bias, name="logits")(hidden)
+        return logits.reshape(-1, self.num_gates, 2)
+
+
+class CTCHead(nn.Module):
+    """The encoder's final layer norm and the projection to the vocabulary."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> float32 logits [B, T, V]."""
+        return nn.Dense(self.vocab_size, name="projection")(layer_norm("norm")(x)).astype(jnp.float32)
+
+
+def sinusoidal_positions(frames: int, width: int) -> np.ndarray:
+    """Absolute sinusoidal position embedding (ESPnet's ``PositionalEncoding``): [T, D] float32."""
+    angles = np.arange(frames)[:, None] * np.exp(np.arange(0, width, 2) * -(math.log(10000.0) / width))
+    return np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(frames, -1)[:, :width].astype(np.float32)

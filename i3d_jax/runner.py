@@ -1,0 +1,301 @@
+"""A run from its configuration: prepare the data, train, evaluate, report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from i3d_jax.analysis.gate_stats import GateStats, gate_statistics
+from i3d_jax.analysis.plots import plot_gate_probabilities
+from i3d_jax.audio.frontend import GlobalStats, accumulate_stats, finish_stats, log_mel, num_frames
+from i3d_jax.data.batching import BatchPlanner
+from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
+from i3d_jax.data.loader import iterate_batches, iterate_eval
+from i3d_jax.data.tokenizer import Tokenizer
+from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
+from i3d_jax.inference.evaluation import Evaluation, evaluate, evaluation_planner, real_time_factor
+from i3d_jax.inference.execution import Execution
+from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
+from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
+from i3d_jax.model.asr import ASRModel
+from i3d_jax.model.gates import SoftMean
+from i3d_jax.progress import progress
+from i3d_jax.training.checkpoint import Checkpoints
+from i3d_jax.training.loop import fit
+from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from i3d_jax.training.sharding import DataParallel
+from i3d_jax.training.step import StepConfig, init_state, make_train_step
+from i3d_jax.training.summaries import RunLogger
+from i3d_jax.training.warm_start import warm_start
+
+
+def log(text: str) -> None:
+    """Tell the reader what happens."""
+    print(text, flush=True)
+
+
+def is_finished(workdir: epath.Path) -> bool:
+    """Whether the run holds a final model."""
+    return (workdir / "model" / "recognizer.json").exists()
+
+
+def find_dense_run(config: ExperimentConfig, workdir: epath.Path) -> epath.Path | None:
+    """Folder of the dense run that the gated model starts from; None without a warm start."""
+    source = config.warm_start
+    if not source.run and not source.config:
+        return None
+    return epath.Path(source.run) if source.run else workdir / "dense"
+
+
+def dense_model(config: ExperimentConfig, workdir: epath.Path) -> Recognizer | None:
+    """The trained dense model to start from, training it first if the configuration says how.
+
+    Raises:
+      FileNotFoundError: the run is not there and no configuration makes it.
+      ValueError: the run hears or spells differently.
+    """
+    run = find_dense_run(config, workdir)
+    if run is None:
+        return None
+    if is_finished(run):
+        check_same(load_saved_config(run / "config.json"), config, run)
+        return load(run)
+    if not config.warm_start.config:
+        raise FileNotFoundError(f"warm_start.run={run}: no finished run there; train it first or set warm_start.config")
+    dense = load_config(find_config(config.warm_start.config))
+    dense = replace(dense, seed=config.seed, data=config.data, tokenizer=config.tokenizer, frontend=config.frontend)
+    log(f"== dense model first: {dense.name} in {run}")
+    return train(dense, run)
+
+
+def check_same(dense: ExperimentConfig, gated: ExperimentConfig, run: epath.Path) -> None:
+    """A gated model must hear and spell as the dense one it starts from.
+
+    Raises:
+      ValueError: front end, tokenizer or data differ; every field is named.
+    """
+    different = [
+        f"{part}.{key}: {theirs!r} there, {ours[key]!r} here"
+        for part in ("frontend", "tokenizer", "data")
+        for ours in [to_dict(getattr(gated, part))]
+        for key, theirs in to_dict(getattr(dense, part)).items()
+        if theirs != ours[key]
+    ]
+    if different:
+        raise ValueError(
+            f"the run {run} was made with other settings:\n  "
+            + "\n  ".join(different)
+            + "\nuse the same, or another warm_start.run"
+        )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training reads: corpora, tokenizer, label ids of the training set, and its plan."""
+
+    train: Corpus
+    dev: Corpus
+    tokenizer: Tokenizer
+    labels: list[list[int]]
+    planner: BatchPlanner
+
+
+def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> TrainingData:
+    """Load the corpora, train the tokenizer unless one is given, and plan the batches."""
+    train, dev = load_corpus(config.data, "train"), load_corpus(config.data, "dev")
+    if tokenizer is None:
+        tokenizer = Tokenizer.train([u.text for u in train.utterances], config.tokenizer)
+    model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
+
+    def frames(num_samples: int) -> int:
+        return int(model.num_encoder_frames(int(num_frames(config.frontend, num_samples))))
+
+    train, labels = reject_infeasible(
+        train, [tokenizer.encode(u.text) for u in train.utterances], frames, config.augment.speeds
+    )
+    for corpus in (train, dev):
+        log(corpus.describe())
+    planner = BatchPlanner(
+        np.array([u.num_samples for u in train.utterances]),
+        np.array([len(ids) for ids in labels]),
+        config.batching,
+        speeds=config.augment.speeds,
+        seed=config.seed,
+        sample_rate=train.sample_rate,
+    )
+    return TrainingData(train, dev, tokenizer, labels, planner)
+
+
+def global_stats(config: ExperimentConfig, corpus: Corpus) -> GlobalStats:
+    """Mean and standard deviation of the features of a corpus."""
+    planner = evaluation_planner(corpus, config.evaluation, config.batching)
+    features = jax.jit(partial(log_mel, config.frontend))
+    total: Any = None
+    batches = iterate_eval(corpus, [[]] * len(corpus), planner)
+    for _, batch in progress(batches, "feature statistics", total=planner.steps_in_epoch(0)):
+        total = accumulate_stats(total, *features(batch.waveform, batch.num_samples))
+    return finish_stats(total)
+
+
+def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
+    """Train a run, or resume it, up to its final model; a finished run is only loaded.
+
+    Raises:
+      ValueError: the folder holds a run of another configuration.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    saved = workdir / "config.json"
+    if saved.exists() and load_saved_config(saved) != config:
+        raise ValueError(f"{workdir} holds a run with other settings: {_differences(load_saved_config(saved), config)}; "
+                         "choose another --workdir or repeat those settings")
+    save_config(config, saved)
+    if is_finished(workdir):
+        log(f"{workdir} is finished already")
+        return load(workdir)
+    dense = dense_model(config, workdir)
+    tokenizer_path = workdir / "tokenizer.model"
+    tokenizer = dense.tokenizer if dense else Tokenizer.load(tokenizer_path) if tokenizer_path.exists() else None
+    data = prepare_data(config, tokenizer)
+    data.tokenizer.save(tokenizer_path)
+    stats = dense.stats if dense else None
+    if config.frontend.normalization == "global" and stats is None:
+        stats = global_stats(config, data.train)
+
+    recognizer_config = RecognizerConfig(config.name, config.data.sample_rate, config.frontend, config.model)
+    model = ASRModel(config.model, config.frontend.num_mels, data.tokenizer.vocab_size)
+    total_steps = data.planner.steps_before(config.training.epochs)
+    optimizer = make_optimizer(config.optimizer, total_steps)
+    parallel = DataParallel.over_devices(config.batching.batch_multiple)
+    params = jax.jit(model.init)(jax.random.key(config.seed))
+    if dense:
+        params = warm_start(params, dense.params)
+    state = parallel.replicate(init_state(params, optimizer))
+    step_config = StepConfig(config.frontend, config.augment, config.loss, config.seed)
+    step = jax.jit(make_train_step(model, step_config, optimizer, stats), donate_argnums=0)
+
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    log(f"{config.name}: {count / 1e6:.2f} M parameters, {total_steps} steps, {len(data.planner.buckets)} shapes")
+    with Checkpoints(workdir, config.training.average_best) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            state = checkpoints.restore(state)
+            log(f"resumed from step {int(state.step)}")
+        start = int(state.step)
+        # Log lines carry the number of steps done: those up to the checkpoint stay.
+        with RunLogger(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger:
+            candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
+            fit(
+                state,
+                step,
+                iterate_batches(
+                    data.train,
+                    data.labels,
+                    data.planner,
+                    start_step=start,
+                    num_steps=total_steps - start,
+                    config=config.batching,
+                ),
+                planner=data.planner,
+                corpus=data.train,
+                config=config.training,
+                schedule=learning_rate_schedule(config.optimizer, total_steps),
+                parallel=parallel,
+                checkpoints=checkpoints,
+                logger=logger,
+                evaluate=partial(dev_metrics, config, data.dev, candidate, parallel, logger),
+            )
+            params = checkpoints.average(state.params)
+            final = Recognizer(recognizer_config, jax.device_get(params), data.tokenizer, stats)
+            logger.message(f"final model: average of steps {checkpoints.best_steps()}")
+    final.save(workdir / "model")
+    return load(workdir)
+
+
+def dev_metrics(
+    config: ExperimentConfig,
+    dev: Corpus,
+    candidate: Recognizer,
+    parallel: DataParallel,
+    logger: RunLogger,
+    step: int,
+    params: Any,
+) -> Mapping[str, float]:
+    """WER of the dev set with thresholded gates; for gated models also executed layers, and WER with soft gates."""
+    candidate.params = params
+    run = partial(
+        evaluate,
+        candidate,
+        dev,
+        execution="masked",
+        config=replace(config.evaluation, bootstrap_samples=0),
+        batching=config.batching,
+        place=parallel.put_batch,
+        interactive=False,
+    )
+    result = run(decide=candidate.decision())
+    metrics = {"wer": result.score.wer, "cer": result.score.cer, "executed_layers": result.executed_layers}
+    if config.model.gates.predictor != "none":
+        soft = run(decide=SoftMean())
+        metrics |= {"soft_wer": soft.score.wer, "soft_layers": soft.executed_layers}
+    logger.text(step, "sample", f"ref: {result.references[0]}\nhyp: {result.hypotheses[0]}")
+    return metrics
+
+
+def evaluate_run(
+    recognizer: Recognizer,
+    config: ExperimentConfig,
+    workdir: epath.Path,
+    split: str,
+    executions: tuple[Execution, ...],
+    threshold: float | None = None,
+) -> tuple[list[ReportRow], GateStats]:
+    """Evaluate on one split; hypotheses, gates and scores go to ``<workdir>/eval/<split>-<execution>[-<threshold>]``."""
+    corpus = load_corpus(config.data, split)
+    log(corpus.describe())
+    decide = recognizer.decision(threshold)
+    rows: list[ReportRow] = []
+    stats: GateStats | None = None
+    for execution in executions:
+        result = evaluate(recognizer, corpus, decide, execution, config.evaluation, config.batching)
+        factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
+        row = result.row(recognizer.config.name, execution, split, factor)
+        stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
+        name = f"{split.replace('/', '_')}-{execution}" + ("" if threshold is None else f"-{threshold:g}")
+        _write_evaluation(workdir / "eval" / name, result, row, stats, config, recognizer.gate_names)
+        rows.append(row)
+    assert stats is not None
+    if config.model.gates.predictor != "none":
+        beta = config.model.gates.threshold if threshold is None else threshold
+        title = f"{recognizer.config.name}, {split}"
+        plot_gate_probabilities(stats, workdir / f"gates-{split.replace('/', '_')}.png", title, threshold=beta)
+    return rows, stats
+
+
+def _write_evaluation(
+    folder: epath.Path,
+    result: Evaluation,
+    row: ReportRow,
+    stats: GateStats,
+    config: ExperimentConfig,
+    gate_names: tuple[str, ...],
+) -> None:
+    result.write(folder, gate_names)
+    key = f"{row['model']}/{row['split']}"
+    meta = report_meta(seed=config.seed) | {"score": result.score.to_dict()}
+    write_report(folder / "report.json", Report(rows=[row], gates={key: stats.to_dict()}, meta=meta))
+
+
+def _differences(saved: ExperimentConfig, wanted: ExperimentConfig) -> str:
+    a, b = _flat(to_dict(saved)), _flat(to_dict(wanted))
+    return ", ".join(f"{k} is {a.get(k)!r} there, {b.get(k)!r} wanted" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+

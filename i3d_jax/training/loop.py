@@ -1,0 +1,162 @@
+"""The training loop: steps, logs, dev evaluations, checkpoints; it can be killed anywhere and resumed bit-equal."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from i3d_jax.data.batching import BatchPlanner, PlannedBatch
+from i3d_jax.data.corpora import Corpus
+from i3d_jax.training.checkpoint import Checkpoints
+from i3d_jax.training.sharding import DataParallel
+from i3d_jax.training.step import StepMetrics, TrainState, TrainStep
+from i3d_jax.training.summaries import RunLogger
+from i3d_jax.types import Batch
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Length of a training, its evaluations and checkpoints."""
+
+    epochs: int = 50
+    """Passes over the training set."""
+    eval_every_epochs: int = 1
+    """Dev evaluation and selection every so many epochs."""
+    average_best: int = 10
+    """Checkpoints, best dev WER first, averaged into the final model."""
+    checkpoint_every_steps: int = 1000
+    """Steps between checkpoints for resuming (one is written at every evaluation too)."""
+    max_bad_steps: int = 10
+    """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops."""
+    log_every_steps: int = 20
+    """Steps between log lines."""
+
+
+class TrainingDiverged(RuntimeError):
+    """Too many consecutive steps had a non-finite loss or gradient."""
+
+
+def evaluation_steps(planner: BatchPlanner, config: TrainingConfig) -> set[int]:
+    """Steps after which the dev set is evaluated: every ``eval_every_epochs`` epochs, and the last."""
+    epochs = range(config.eval_every_epochs, config.epochs + 1, config.eval_every_epochs)
+    return {planner.steps_before(epoch) for epoch in [*epochs, config.epochs]}
+
+
+class _Window:
+    """Totals since the last log line."""
+
+    def __init__(self) -> None:
+        self.totals: Any = None
+        self.grad_norms: list[float] = []
+        self.audio_seconds = 0.0
+        self.start = time.monotonic()
+
+    def add(self, metrics: StepMetrics, audio_seconds: float) -> None:
+        totals = metrics.totals
+        self.totals = totals if self.totals is None else jax.tree.map(lambda a, b: a + b, self.totals, totals)
+        self.grad_norms.append(float(metrics.grad_norm))
+        self.audio_seconds += audio_seconds
+
+    def summary(self) -> dict[str, float]:
+        totals = self.totals
+        count = max(float(totals.count), 1.0)
+        return {
+            "loss": float(totals.loss) / count,
+            "ctc": float(totals.ctc) / count,
+            "utility": float(totals.utility) / count,
+            "layers": float(totals.executed_layers) / count,
+            "grad_norm": float(np.mean(self.grad_norms)),
+            "audio_per_second": self.audio_seconds / max(time.monotonic() - self.start, 1e-9),
+        }
+
+
+def fit(
+    state: TrainState,
+    step: TrainStep,
+    batches: Iterable[tuple[int, PlannedBatch, Batch]],
+    *,
+    planner: BatchPlanner,
+    corpus: Corpus,
+    config: TrainingConfig,
+    schedule: optax.Schedule,
+    parallel: DataParallel,
+    checkpoints: Checkpoints,
+    logger: RunLogger,
+    evaluate: Callable[[int, Any], Mapping[str, float]],
+) -> TrainState:
+    """Run ``batches`` through the compiled step.
+
+    The metrics of a step are read after the next one was dispatched, so that the host does not hold up the device.
+
+    Args:
+      state: where to start; ``state.step`` is the number of batches already consumed.
+      step: jitted, (state, batch) -> (state, metrics).
+      batches: (index of the step, plan, batch) from ``state.step`` on.
+      planner: the plan, for epochs and totals.
+      corpus: the training corpus, to name utterances.
+      config: of the loop.
+      schedule: learning rate of an update, for the log.
+      parallel: placement of batches.
+      checkpoints: where to save.
+      logger: where to log.
+      evaluate: (step, params) -> dev metrics with ``wer``; called at the evaluation steps.
+
+    Raises:
+      TrainingDiverged: ``max_bad_steps`` consecutive steps were not finite; the message names their last utterances.
+    """
+    evaluations = evaluation_steps(planner, config)
+    window = _Window()
+    pending: tuple[int, PlannedBatch, StepMetrics] | None = None
+
+    def read() -> None:
+        nonlocal pending, window
+        if pending is None:
+            return
+        done, planned, metrics = pending
+        pending = None
+        metrics = jax.device_get(metrics)
+        window.add(metrics, _audio_seconds(corpus, planned))
+        bad = int(metrics.bad_steps)
+        if bad:
+            names = ", ".join(corpus.utterances[i].id for i in planned.indices)
+            logger.message(f"step {done}: loss or gradient is not finite, update skipped ({names})")
+            if bad >= config.max_bad_steps:
+                raise TrainingDiverged(
+                    f"{bad} consecutive steps with a non-finite loss or gradient, the last on {names}: "
+                    "lower optimizer.learning-rate or check these utterances"
+                )
+        if done % config.log_every_steps == 0 or done in evaluations:
+            values = window.summary() | {"learning_rate": float(schedule(done - 1))}
+            logger.scalars(done, values, "train", epoch=_epoch(planner, done))
+            window = _Window()
+        else:
+            logger.advance(done)
+
+    for index, planned, batch in batches:
+        state, metrics = step(state, parallel.put_batch(batch))
+        done = index + 1
+        read()
+        pending = (done, planned, metrics)
+        if done in evaluations:
+            read()
+            dev = evaluate(done, state.params)
+            checkpoints.save_candidate(done, state.params, float(dev["wer"]))
+            logger.scalars(done, dev, "dev", epoch=_epoch(planner, done))
+            window = _Window()
+        if done in evaluations or done % config.checkpoint_every_steps == 0:
+            checkpoints.save(state)
+    read()
+    return state
+
+
+def _epoch(planner: BatchPlanner, done: int) -> float:
+    epoch, position = planner.locate(done - 1)
+    return epoch + (position + 1) / planner.steps_in_epoch(epoch)
+
+
+def _audio_seconds(corpus: Corpus, planned: PlannedBatch) -> float:
+    return float(sum(corpus.utterances[i].num_samples for i in planned.indices)) / corpus.sample_rate

@@ -1,0 +1,70 @@
+"""CTC and utility loss.
+
+L = L_CTC + lambda * L_utility (paper, Eqs. 5 and 6). The CTC loss is the negative log-likelihood of the transcript,
+summed over time and averaged over utterances: the scale at which the paper's lambda of 1 to 13 makes sense.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from i3d_jax.model.gates import executed_layers, utility
+from i3d_jax.types import Batch, ModelOutput
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """L = L_CTC + utility_weight * L_utility (paper, Eq. 5)."""
+
+    utility_weight: float = 0.0
+    """lambda of Eq. 5; the CTC loss is summed over time and averaged over utterances."""
+
+
+class LossTotals(NamedTuple):
+    """Sums over the valid utterances of a batch, each a scalar; divide by ``count`` after merging."""
+
+    loss: jax.Array
+    ctc: jax.Array
+    utility: jax.Array
+    executed_layers: jax.Array
+    count: jax.Array
+
+
+def ctc_feasible(num_frames: jax.Array, labels: jax.Array, num_labels: jax.Array) -> jax.Array:
+    """Whether labels [B, U] fit the frames [B]: each repeat needs a blank between. [B] bool."""
+    position = jnp.arange(labels.shape[1] - 1)[None] + 1
+    repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & (position < num_labels[:, None]), axis=1)
+    return num_frames >= num_labels + repeats
+
+
+def ctc_loss(logits: jax.Array, mask: jax.Array, labels: jax.Array, num_labels: jax.Array) -> jax.Array:
+    """CTC negative log-likelihood of each utterance, in nats: [B] float32.
+
+    Rows whose labels do not fit their frames get 0 and no gradient (optax gives them about 1e5 and pushes the weights);
+    rounding below zero is clamped. Blank is id 0.
+    """
+    padding = jnp.arange(labels.shape[1])[None] >= num_labels[:, None]
+    with jax.default_matmul_precision("float32"):  # optax gathers label scores by a one-hot product
+        loss = optax.ctc_loss(
+            logits.astype(jnp.float32), 1.0 - mask.astype(jnp.float32), labels, padding.astype(jnp.float32), blank_id=0
+        )
+    feasible = ctc_feasible(jnp.sum(mask, axis=1), labels, num_labels)
+    return jnp.where(feasible, jnp.maximum(loss, 0.0), 0.0)
+
+
+def total_loss(config: LossConfig, output: ModelOutput, batch: Batch) -> tuple[jax.Array, LossTotals]:
+    """The loss averaged over the valid utterances of the (global) batch, and its parts as totals."""
+    valid = jnp.asarray(batch.valid, jnp.float32)
+    ctc = ctc_loss(output.logits, output.mask, jnp.asarray(batch.labels), jnp.asarray(batch.num_labels))
+    used = utility(output.gates)
+    loss = ctc + config.utility_weight * used
+    count = jnp.sum(valid)
+
+    def total(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(batch.valid, x, 0.0))
+
+    totals = LossTotals(total(loss), total(ctc), total(used), total(executed_layers(output.gates)), count)
+    return totals.loss / jnp.maximum(count, 1.0), totals

@@ -1,0 +1,61 @@
+"""Types shared by every part of the package.
+
+Axis legend, used in every docstring:
+
+====  =======================================================
+B     utterances of a batch (rows, filler rows included)
+S     waveform samples
+T     frames (feature frames, or encoder frames after subsampling)
+F     mel channels
+D     encoder width (d_model)
+N     encoder layers
+M     gated branches of a layer (2 for a Transformer: ``mha``, ``ffn``)
+V     vocabulary, reserved ids included
+U     labels of a transcript
+====  =======================================================
+
+Lengths are used at the interfaces and on disk, boolean masks (True = valid) inside the model.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+class Batch(NamedTuple):
+    """One batch of utterances, padded to the static shape of its bucket.
+
+    Attributes:
+      waveform: [B, S] float32 in [-1, 1]; samples beyond ``num_samples`` are ignored whatever they hold.
+      num_samples: [B] int32, valid samples of each row.
+      labels: [B, U] int32 token ids, padded on the right with 0.
+      num_labels: [B] int32.
+      valid: [B] bool, False for filler rows (masked out of every loss and metric).
+      augment_seed: [B] uint32, a hash of (seed, epoch, utterance): the key of the row's data augmentation.
+    """
+
+    waveform: Array
+    num_samples: Array
+    labels: Array
+    num_labels: Array
+    valid: Array
+    augment_seed: Array
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+      logits: [B, T, V] float32 CTC logits, not normalised.
+      mask: [B, T] bool, True for valid encoder frames.
+      gates: [B, N, M], the gates that were applied: boolean decisions, or floats in training.
+      gate_probabilities: [B, N, M] float32, p(execute); ones for a model without a gate predictor.
+    """
+
+    logits: jax.Array
+    mask: jax.Array
+    gates: jax.Array
+    gate_probabilities: jax.Array

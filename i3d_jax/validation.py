@@ -1,0 +1,121 @@
+"""Checks of a configuration: the ranges of its fields, and that they agree across the dataclasses."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from i3d_jax import schema
+
+if TYPE_CHECKING:
+    from i3d_jax.experiment import ExperimentConfig
+
+_AT_LEAST_ONE = (
+    "data.sample_rate",
+    "data.demo.train_utterances",
+    "data.demo.dev_utterances",
+    "data.demo.test_utterances",
+    "batching.num_buckets",
+    "batching.batch_multiple",
+    "batching.num_threads",
+    "batching.prefetch",
+    "model.encoder.num_layers",
+    "model.encoder.d_model",
+    "model.encoder.num_heads",
+    "model.encoder.ffn_dim",
+    "model.gates.hidden_dim",
+    "training.epochs",
+    "training.eval_every_epochs",
+    "training.average_best",
+    "training.checkpoint_every_steps",
+    "training.max_bad_steps",
+    "training.log_every_steps",
+)
+_POSITIVE = (
+    "data.max_seconds",
+    "batching.seconds_per_batch",
+    "model.gates.temperature",
+    "optimizer.learning_rate",
+    "optimizer.epsilon",
+    "evaluation.seconds_per_batch",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "data.min_seconds",
+    "data.demo.seed",
+    "loss.utility_weight",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "evaluation.bootstrap_samples",
+    "evaluation.timed_utterances",
+)
+_BELOW_ONE = (
+    "model.encoder.dropout",
+    "model.encoder.attention_dropout",
+    "model.encoder.positional_dropout",
+    "optimizer.beta1",
+    "optimizer.beta2",
+)
+_RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (_AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
+    (_POSITIVE, lambda x: x > 0, "more than 0"),
+    (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
+    (_BELOW_ONE, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    (("model.gates.threshold",), lambda x: 0 <= x <= 1, "between 0 and 1"),
+)
+
+
+def validate_config(config: "ExperimentConfig") -> None:
+    """Checks the type and the range of every field, and that the fields agree with each other.
+
+    Raises:
+      ValueError: all violations, one a line, each with the key, the value and what was expected.
+    """
+    schema.check_types(config)
+    problems = [*_ranges(flatten(schema.to_dict(config))), *_agreement(config)]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _ranges(flat: dict[str, Any]) -> Iterator[str]:
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{key}={value}: expected a finite number"
+    for keys, holds, expected in _RULES:
+        for key in keys:
+            if not holds(flat[key]):
+                yield f"{key}={flat[key]}: expected {expected}"
+    for key in ("data.source", "data.train", "data.dev", "data.test", "data.cache_dir"):
+        if not flat[key].strip():
+            yield f"{key} is empty: expected text"
+    name = flat["name"]
+    if not name.strip(".") or any(character in "/\\" or character.isspace() for character in name):
+        yield f"name={name!r}: expected a word that can name a folder, without slashes or blanks"
+    if flat["tokenizer.vocab_size"] < 4:
+        yield f"tokenizer.vocab_size={flat['tokenizer.vocab_size']}: expected 4 or more: three ids are reserved"
+
+
+def _agreement(config: "ExperimentConfig") -> Iterator[str]:
+    data, encoder = config.data, config.model.encoder
+    if data.max_seconds <= data.min_seconds:
+        yield f"data.max_seconds={data.max_seconds}: expected more than data.min_seconds={data.min_seconds}"
+    width = config.augment.frequency_mask_width
+    if width > config.frontend.num_mels:
+        yield f"augment.frequency_mask_width={width}: expected at most frontend.num_mels={config.frontend.num_mels}"
+    if encoder.num_heads >= 1 and encoder.d_model % encoder.num_heads:
+        yield f"model.encoder.d_model={encoder.d_model}: expected a multiple of num_heads={encoder.num_heads}"
+    if config.optimizer.schedule == "inverse_sqrt" and config.optimizer.warmup_steps < 1:
+        yield "optimizer.warmup_steps=0: the schedule inverse_sqrt is defined by its warm-up: expected at least 1"
+    if config.loss.utility_weight > 0 and config.model.gates.predictor == "none":
+        yield (
+            f"loss.utility_weight={config.loss.utility_weight}: there is no gate to close with "
+            "model.gates.predictor=none; set the predictor to local or global, or the weight to 0"
+        )

@@ -1,0 +1,137 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile
+
+from i3d_jax.audio.io import change_speed
+from i3d_jax.data.batching import BatchingConfig, BatchPlanner, Bucket, PlannedBatch
+from i3d_jax.data.corpora import Corpus, DataConfig, Utterance, load_corpus
+from i3d_jax.data.loader import iterate_batches, iterate_eval, load_batch
+
+CORPUS = load_corpus(DataConfig(source="synthetic"), "train")
+LABELS = [[2 + len(word) for word in u.text.split()] for u in CORPUS.utterances]
+CONFIG = BatchingConfig(seconds_per_batch=15.0, num_buckets=2, batch_multiple=4)
+
+
+def make_planner(corpus=CORPUS, labels=LABELS, config=CONFIG, **options):
+    lengths = np.array([u.num_samples for u in corpus.utterances])
+    return BatchPlanner(lengths, np.array([len(ids) for ids in labels]), config, seed=1, **options)
+
+
+def assert_same(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_holds_the_utterances_and_fillers():
+    bucket = Bucket(40000, 6, 4)
+    planned = PlannedBatch(bucket, np.array([5, 0]), np.array([1.0, 0.9]), np.array([7, 9], np.uint32))
+    batch = load_batch(CORPUS, LABELS, planned)
+    assert batch.waveform.shape == (4, 40000) and batch.waveform.dtype == np.float32
+    assert batch.labels.shape == (4, 6) and batch.labels.dtype == np.int32
+    for row, audio in enumerate((CORPUS.load_audio(5), change_speed(CORPUS.load_audio(0), 0.9))):
+        assert batch.num_samples[row] == audio.size
+        np.testing.assert_array_equal(batch.waveform[row, : audio.size], audio)
+        assert not batch.waveform[row, audio.size :].any()
+    assert batch.labels[0].tolist() == LABELS[5] + [0] * (6 - len(LABELS[5]))
+    assert batch.num_labels.tolist() == [len(LABELS[5]), len(LABELS[0]), 0, 0]
+    assert batch.valid.tolist() == [True, True, False, False]
+    assert batch.num_samples[2:].tolist() == [0, 0] and not batch.waveform[2:].any()
+    assert batch.augment_seed.tolist() == [7, 9, 0, 0] and batch.augment_seed.dtype == np.uint32
+
+
+@pytest.mark.parametrize("speeds", [(1.0,), (0.9, 1.0, 1.1)])
+def test_an_epoch_is_the_plan(speeds):
+    planner = make_planner(speeds=speeds)
+    seen = []
+    for step, planned, batch in iterate_batches(CORPUS, LABELS, planner, num_epochs=1):
+        assert step == len(seen)
+        assert planned is planner.epoch(0)[step]
+        assert_same(batch, load_batch(CORPUS, LABELS, planned))
+        seen.append(planned)
+    assert len(seen) == planner.steps_in_epoch(0)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_order_does_not_depend_on_threads_or_memory(threads):
+    planner = make_planner(speeds=(0.9, 1.1))
+    config = dataclasses.replace(CONFIG, num_threads=threads, prefetch=3, cache_gigabytes=0.001 * threads)
+    expected = list(iterate_batches(CORPUS, LABELS, planner, num_steps=25))
+    got = list(iterate_batches(CORPUS, LABELS, make_planner(speeds=(0.9, 1.1)), num_steps=25, config=config))
+    for (step, _, batch), (other_step, _, other) in zip(expected, got, strict=True):
+        assert step == other_step
+        assert_same(batch, other)
+
+
+def test_resumes_at_any_step():
+    planner = make_planner()
+    everything = list(iterate_batches(CORPUS, LABELS, planner, num_epochs=3))
+    assert len(everything) == planner.steps_before(3)
+    start = planner.steps_before(1) + 2
+    resumed = list(iterate_batches(CORPUS, LABELS, make_planner(), start_step=start, num_epochs=3))
+    assert [step for step, _, _ in resumed] == list(range(start, planner.steps_before(3)))
+    for (_, _, batch), (_, _, other) in zip(everything[start:], resumed, strict=True):
+        assert_same(batch, other)
+    assert list(iterate_batches(CORPUS, LABELS, planner, start_step=10**3, num_epochs=3)) == []
+    assert list(iterate_batches(CORPUS, LABELS, planner, num_steps=0)) == []
+    with pytest.raises(ValueError, match="exactly one"):
+        iterate_batches(CORPUS, LABELS, planner)
+
+
+def test_evaluation_sees_every_utterance_once():
+    planner = make_planner(shuffle=False)
+    seen = []
+    for planned, batch in iterate_eval(CORPUS, LABELS, planner):
+        for row, index in enumerate(planned.indices):
+            assert batch.num_samples[row] == CORPUS.utterances[index].num_samples
+            seen.append(int(index))
+        assert batch.valid.sum() == len(planned.indices)
+    assert sorted(seen) == list(range(len(CORPUS)))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A corpus of eight files."""
+    utterances = []
+    for i in range(8):
+        path = tmp_path / f"1-1-{i}.wav"
+        soundfile.write(path, np.full(1600, 0.1), 16000)
+        utterances.append(Utterance(f"1-1-{i}", "A", 1600, "1", str(path)))
+    return Corpus("files", tuple(utterances), 16000)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_unreadable_files_are_named(files, tmp_path, threads):
+    planner = make_planner(files, [[2]] * 8, dataclasses.replace(CONFIG, num_threads=threads, batch_multiple=1))
+    (tmp_path / "1-1-3.wav").write_bytes(b"no audio")
+    with pytest.raises(ValueError, match=r"1-1-3\.wav"):
+        list(iterate_batches(files, [[2]] * 8, planner, num_epochs=1))
+    (tmp_path / "1-1-3.wav").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1-1-3\.wav"):
+        list(iterate_eval(files, [[2]] * 8, planner))
+
+
+def test_files_that_grew_are_named(files, tmp_path):
+    planner = make_planner(files, [[2]] * 8)
+    soundfile.write(tmp_path / "1-1-5.wav", np.zeros(16000), 16000)
+    with pytest.raises(ValueError, match=r"1-1-5 \(.*1-1-5\.wav\) has 16000 samples .* the file changed"):
+        list(iterate_batches(files, [[2]] * 8, planner, num_epochs=1))
+
+
+def test_audio_stays_in_memory_up_to_the_limit(files, tmp_path):
+    reads = []
+
+    class Counting(Corpus):
+        def load_audio(self, index):
+            reads.append(index)
+            return super().load_audio(index)
+
+    corpus = Counting(files.name, files.utterances, files.sample_rate)
+    planner = make_planner(corpus, [[2]] * 8)
+    for utterances, expected in ((8, 8), (4.5, 8 + 2 * 4), (0, 24)):
+        # one thread: two may read the same file at the same time
+        config = dataclasses.replace(CONFIG, cache_gigabytes=utterances * 1600 * 4 / 1e9, num_threads=1)
+        reads.clear()
+        list(iterate_batches(corpus, [[2]] * 8, planner, num_epochs=3, config=config))
+        assert len(reads) == expected

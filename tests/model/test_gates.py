@@ -1,0 +1,127 @@
+"""Gate maths against closed forms and sampling statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from i3d_jax.model.gates import (
+    Fixed,
+    GateConfig,
+    GumbelSoftmax,
+    Open,
+    SoftMean,
+    StraightThrough,
+    Threshold,
+    execute_probability,
+    executed_layers,
+    inference_decision,
+    training_decision,
+    utility,
+)
+
+logits_arrays = hnp.arrays(np.float32, (3, 2, 2), elements=st.floats(-20, 20, width=32))
+
+
+@given(logits_arrays)
+def test_execute_probability_is_the_softmax_entry(logits):
+    expected = np.exp(logits[..., 1]) / np.exp(logits.astype(np.float64)).sum(-1)
+    np.testing.assert_allclose(execute_probability(jnp.asarray(logits)), expected, rtol=1e-5, atol=1e-7)
+
+
+@given(logits_arrays, st.floats(0, 1))
+def test_a_smaller_threshold_never_closes_a_gate(logits, beta):
+    closed_more = Threshold(beta)(jnp.asarray(logits), None, 0)
+    closed_less = Threshold(beta / 2)(jnp.asarray(logits), None, 0)
+    assert bool(jnp.all(closed_less | ~closed_more))
+
+
+def test_threshold_is_strict():
+    logits = jnp.zeros((1, 2, 2))
+    assert not Threshold(0.5)(logits, None, 0).any()
+    assert Threshold(0.49)(logits, None, 0).all()
+
+
+def test_soft_samples_exceed_one_half_with_the_gate_probability():
+    # argmax of log p + Gumbel noise is a draw from p, whatever the temperature.
+    logits = jnp.broadcast_to(jnp.array([[0.0, 1.2], [0.5, -0.4]]), (20000, 2, 2))
+    for temperature in (0.3, 1.0, 4.0):
+        samples = GumbelSoftmax(temperature)(logits, jax.random.key(0), 3)
+        frequency = jnp.mean(samples > 0.5, axis=0)
+        np.testing.assert_allclose(frequency, execute_probability(logits[0]), atol=0.012)
+
+
+def test_soft_sample_against_its_definition():
+    logits = jax.random.normal(jax.random.key(1), (4, 2, 2))
+    key = jax.random.key(2)
+    noise = np.asarray(jax.random.gumbel(jax.random.fold_in(key, 5), (4, 2, 2)))
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    z = np.exp((log_p + noise) / 0.7)
+    expected = z[..., 1] / z.sum(-1)
+    np.testing.assert_allclose(GumbelSoftmax(0.7)(logits, key, 5), expected, rtol=1e-5)
+
+
+def test_samples_differ_between_layers_and_utterances_and_repeat_with_the_key():
+    logits = jnp.zeros((2, 2, 2))
+    a, b = (GumbelSoftmax(1.0)(logits, jax.random.key(0), layer) for layer in (0, 1))
+    assert not jnp.any(a == b) and not jnp.any(a[0] == a[1])
+    np.testing.assert_array_equal(a, GumbelSoftmax(1.0)(logits, jax.random.key(0), 0))
+
+
+def test_gumbel_needs_a_key():
+    with pytest.raises(ValueError, match="gate_key"):
+        GumbelSoftmax(1.0)(jnp.zeros((1, 2, 2)), None, 0)
+
+
+def test_straight_through_is_hard_forward_and_soft_backward():
+    logits = jax.random.normal(jax.random.key(3), (5, 2, 2))
+    key = jax.random.key(4)
+    hard = StraightThrough(1.0)(logits, key, 0)
+    soft = GumbelSoftmax(1.0)(logits, key, 0)
+    np.testing.assert_allclose(hard, (soft > 0.5).astype(np.float32), atol=1e-6)
+    weights = jnp.arange(10.0).reshape(5, 2)
+    gradients = [
+        jax.grad(lambda z, d=d: jnp.sum(weights * d(z, key, 0)))(logits)
+        for d in (StraightThrough(1.0), GumbelSoftmax(1.0))
+    ]
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-6)
+
+
+def test_soft_gate_gradient_against_finite_differences():
+    logits, key = jax.random.normal(jax.random.key(5), (1, 2, 2)), jax.random.key(6)
+
+    def f(z):
+        return jnp.sum(jnp.sin(GumbelSoftmax(0.8)(z, key, 0)))
+
+    gradient, step = jax.grad(f)(logits), 1e-2
+    for index in np.ndindex(1, 2, 2):
+        unit = jnp.zeros_like(logits).at[index].set(step)
+        np.testing.assert_allclose(gradient[index], (f(logits + unit) - f(logits - unit)) / (2 * step), atol=2e-4)
+
+
+@given(hnp.arrays(bool, (3, 4, 2)))
+def test_fixed_returns_its_pattern_row_by_row(mask):
+    logits = jnp.zeros((3, 2, 2))
+    for layer in range(4):
+        np.testing.assert_array_equal(Fixed(mask)(logits, None, layer), mask[:, layer])
+        np.testing.assert_array_equal(Fixed(mask[0])(logits, None, layer), np.tile(mask[0, layer], (3, 1)))
+
+
+@given(hnp.arrays(bool, (3, 5, 2)))
+def test_counts_follow_the_paper(gates):
+    layers = executed_layers(gates)
+    np.testing.assert_allclose(layers, [(g[:, 0].sum() + g[:, 1].sum()) / 2 for g in gates])
+    np.testing.assert_allclose(utility(jnp.asarray(gates)), layers / 5, rtol=1e-6)
+
+
+def test_configured_decisions():
+    assert training_decision(GateConfig("none")) == Open() == inference_decision(GateConfig("none"), 0.3)
+    assert training_decision(GateConfig("local", temperature=0.5)) == GumbelSoftmax(0.5)
+    assert training_decision(GateConfig("global", straight_through=True)) == StraightThrough(1.0)
+    assert inference_decision(GateConfig("global", threshold=0.4)) == Threshold(0.4)
+    assert inference_decision(GateConfig("global"), 0.0) == Threshold(0.0)
+    logits = jax.random.normal(jax.random.key(0), (2, 2, 2))
+    np.testing.assert_array_equal(SoftMean()(logits, None, 0), execute_probability(logits))

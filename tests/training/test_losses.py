@@ -1,0 +1,101 @@
+"""CTC against brute force over all alignments, infeasible rows, and the total loss of Eqs. 5 and 6."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from i3d_jax.training.losses import LossConfig, ctc_feasible, ctc_loss, total_loss
+from i3d_jax.types import Batch, ModelOutput
+
+FRAMES, VOCABULARY = 5, 3
+
+
+def collapse(path):
+    return [token for token, _ in itertools.groupby(path) if token != 0]
+
+
+def brute_force(log_probabilities, labels):
+    """-log of the summed probability of every path that collapses to the labels."""
+    frames, vocabulary = log_probabilities.shape
+    total = [
+        sum(log_probabilities[t, token] for t, token in enumerate(path))
+        for path in itertools.product(range(vocabulary), repeat=frames)
+        if collapse(path) == list(labels)
+    ]
+    return -np.logaddexp.reduce(total) if total else np.inf
+
+
+@pytest.mark.parametrize("labels", [[], [1], [1, 2], [1, 1], [2, 1, 2], [1, 1, 1]])
+@pytest.mark.parametrize("frames", [FRAMES, 4])
+def test_ctc_against_all_alignments(labels, frames):
+    logits = jax.random.normal(jax.random.key(len(labels)), (1, FRAMES, VOCABULARY)) * 2
+    mask = jnp.arange(FRAMES)[None] < frames
+    padded = jnp.array([labels + [0] * (4 - len(labels))])
+    loss = ctc_loss(logits, mask, padded, jnp.array([len(labels)]))
+    expected = brute_force(np.asarray(jax.nn.log_softmax(logits))[0, :frames], labels)
+    np.testing.assert_allclose(loss[0], 0.0 if np.isinf(expected) else expected, rtol=1e-5, atol=1e-5)
+
+
+def test_ctc_gradient_against_finite_differences():
+    logits = jax.random.normal(jax.random.key(1), (1, FRAMES, VOCABULARY))
+    arguments = jnp.ones((1, FRAMES), bool), jnp.array([[1, 2, 0]]), jnp.array([2])
+    gradient = jax.grad(lambda z: ctc_loss(z, *arguments)[0])(logits)
+    log_softmax = jax.nn.log_softmax
+    for t, v in itertools.product(range(FRAMES), range(VOCABULARY)):
+        unit = np.zeros((FRAMES, VOCABULARY))
+        unit[t, v] = 1e-4
+        values = [brute_force(np.asarray(log_softmax(np.float64(logits[0]) + s * unit)), [1, 2]) for s in (1, -1)]
+        np.testing.assert_allclose(gradient[0, t, v], (values[0] - values[1]) / 2e-4, atol=5e-3)
+
+
+def test_infeasible_rows_weigh_nothing():
+    logits = jax.random.normal(jax.random.key(2), (2, 3, VOCABULARY))
+    mask, labels = jnp.ones((2, 3), bool), jnp.array([[1, 1, 1], [1, 2, 0]])
+    loss, gradient = jax.value_and_grad(lambda z: ctc_loss(z, mask, labels, jnp.array([3, 2])).sum())(logits)
+    assert np.isfinite(loss) and not gradient[0].any() and gradient[1].any()
+
+
+@given(st.lists(st.integers(1, 3), max_size=6), st.integers(0, 8))
+def test_feasible_means_some_alignment_exists(labels, frames):
+    needed = len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
+    padded = jnp.array([labels + [0] * (6 - len(labels))], jnp.int32)
+    assert bool(ctc_feasible(jnp.array([frames]), padded, jnp.array([len(labels)]))[0]) == (frames >= needed)
+
+
+def test_loss_is_never_negative():
+    logits = jnp.array([[[0.0, 17.0], [0.0, 17.0]]])
+    assert ctc_loss(logits, jnp.ones((1, 2), bool), jnp.array([[1]]), jnp.array([1]))[0] >= 0
+
+
+def batch_and_output(valid):
+    rows = len(valid)
+    logits = jax.random.normal(jax.random.key(3), (rows, FRAMES, VOCABULARY))
+    gates = jax.random.uniform(jax.random.key(4), (rows, 4, 2))
+    output = ModelOutput(logits, jnp.ones((rows, FRAMES), bool), gates, gates)
+    labels = jnp.tile(jnp.array([[1, 2]]), (rows, 1))
+    batch = Batch(jnp.zeros((rows, 8)), jnp.full(rows, 8), labels, jnp.full(rows, 2), jnp.array(valid), jnp.arange(rows))
+    return batch, output
+
+
+def test_total_loss_is_the_papers_sum_over_valid_rows():
+    batch, output = batch_and_output([True, False, True])
+    loss, totals = total_loss(LossConfig(utility_weight=5.0), output, batch)
+    ctc = ctc_loss(output.logits, output.mask, batch.labels, batch.num_labels)
+    utility = [float((g[:, 0] + g[:, 1]).sum() / (2 * 4)) for g in output.gates]
+    expected = np.mean([ctc[i] + 5.0 * utility[i] for i in (0, 2)])
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert float(totals.count) == 2
+    np.testing.assert_allclose(totals.executed_layers, 4 * (utility[0] + utility[2]), rtol=1e-5)
+
+
+def test_filler_rows_may_hold_anything():
+    batch, output = batch_and_output([True, False])
+    poisoned = output._replace(logits=output.logits.at[1].set(jnp.nan), gates=output.gates.at[1].set(jnp.nan))
+    np.testing.assert_array_equal(
+        total_loss(LossConfig(2.0), output, batch)[0], total_loss(LossConfig(2.0), poisoned, batch)[0]
+    )

@@ -1,0 +1,51 @@
+"""Train a model, evaluate it, and report: ``python train.py --config=configs/demo.py``.
+
+Run again with the same settings to resume; every field of the configuration can be set, ``--seed=1
+--optimizer.learning-rate=1e-3``; ``--help`` explains them.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from etils import epath
+
+from i3d_jax.experiment import load_saved_config, parse_command_line
+from i3d_jax.inference.recognizer import load
+from i3d_jax.inference.report import Report, format_table, report_meta, write_report
+from i3d_jax.runner import evaluate_run, find_dense_run, log, train
+
+
+@dataclass(frozen=True)
+class TrainFlags:
+    """Flags of train.py."""
+
+    workdir: str = ""
+    """Run directory; empty means ``runs/<name>``."""
+    test: bool = True
+    """Evaluate on the test split at the end, besides dev."""
+
+
+def main(argv: list[str]) -> None:
+    """Train, evaluate, report."""
+    flags, config = parse_command_line(argv, TrainFlags, description=__doc__)
+    workdir = epath.Path(flags.workdir or f"runs/{config.name}")
+    models = [(train(config, workdir), config, workdir)]
+    dense = find_dense_run(config, workdir)
+    if dense is not None:
+        models.insert(0, (load(dense), load_saved_config(dense / "config.json"), dense))
+
+    report = Report(rows=[], gates={}, meta=report_meta(seed=config.seed))
+    for recognizer, its_config, run in models:
+        for split in ("dev", "test") if flags.test else ("dev",):
+            executions = ("masked", "conditional", "eager") if split == "test" else ("masked",)
+            rows, stats = evaluate_run(recognizer, its_config, run, split, executions)
+            report["rows"] += rows
+            report["gates"][f"{recognizer.config.name}/{split}"] = stats.to_dict()
+            if its_config.model.gates.predictor != "none" and stats.is_static:
+                log(f"{recognizer.config.name} is static on {split}: its gates are the same for every utterance")
+    write_report(workdir / "report.json", report)
+    log(f"\n{format_table(report['rows'])}\n\nwritten: {workdir}/report.json, {workdir}/gates-*.png, {workdir}/eval/")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
