@@ -96,17 +96,14 @@ def _time_warp(key: jax.Array, features: jax.Array, length: jax.Array, window: i
     they are; interpolation is linear where ESPnet's default is bicubic.
     """
     centre_draw, shift_draw = jax.random.uniform(key, (2,))
-    centre = window + _up_to(centre_draw, length - 2 * window - 1)  # window .. length - window - 1
+    centre = window + _up_to(centre_draw, jnp.maximum(length - 2 * window - 1, 0))  # window .. length - window - 1
     target = centre - window + 1 + _up_to(shift_draw, 2 * window - 1)  # centre - window + 1 .. centre + window
-    position = jnp.arange(features.shape[0]) + 0.5  # frame centres, as torch's interpolate(align_corners=False)
-    source = jnp.where(
-        position < target,
-        position * centre / target,
-        centre + (position - target) * (length - centre) / jnp.maximum(length - target, 1),
-    )
+    frame = jnp.arange(features.shape[0])
+    position = frame + 0.5  # frame centres, as torch's interpolate(align_corners=False)
+    side = jnp.where(position < target, position / target, (length - position) / jnp.maximum(length - target, 1))
     last = jnp.maximum(length - 1, 0)
-    source = jnp.clip(source - 0.5, 0, last)
-    before = jnp.floor(source).astype(jnp.int32)
-    share = (source - before)[:, None]
+    shift = jnp.clip((centre - target) * side, -frame, last - frame)  # from a frame to its source, inside the utterance
+    before = frame + jnp.floor(shift).astype(jnp.int32)
+    share = (shift - jnp.floor(shift))[:, None]
     warped = features[before] * (1 - share) + features[jnp.minimum(before + 1, last)] * share
     return jnp.where(length > 2 * window, warped, features)

@@ -224,7 +224,7 @@ def finish_stats(sums: StatsSums | None) -> GlobalStats:
     return GlobalStats(mean.astype(np.float32), np.sqrt(variance).astype(np.float32))
 
 
-_SMALLEST_STD = 1e-5  # keeps constant channels (digital silence) finite
+_SMALLEST_STD = 1e-3  # keeps the rounding noise of constant channels (digital silence) small
 
 
 def normalize(config: FrontendConfig, features: Array, mask: Array, stats: GlobalStats | None = None) -> jax.Array:

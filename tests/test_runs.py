@@ -1,0 +1,199 @@
+"""Whole runs on tone words: train, resume after a kill, evaluate, load, transcribe."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import eval as eval_script
+import i3d_jax
+import train as train_script
+from i3d_jax.data.corpora import load_corpus
+from i3d_jax.experiment import load_config, load_saved_config
+from i3d_jax.inference.report import ReportRow
+from i3d_jax.runner import train
+
+ROOT = Path(__file__).parents[1]
+CONFIG = Path(__file__).with_name("tiny_config.py")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    train_script.main([f"--config={CONFIG}", f"--workdir={workdir}", "--training.epochs=12"])
+    return workdir
+
+
+def log_lines(workdir):
+    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+
+
+def test_training_learns_and_leaves_everything_behind(run):
+    dev = [line for line in log_lines(run) if line["kind"] == "dev"]
+    assert len(dev) == 12 and dev[-1]["wer"] < 60 < dev[0]["wer"] + 1
+    assert {"wer", "cer", "executed_layers", "soft_wer", "soft_layers"} <= dev[0].keys()
+    for name in ("config.json", "tokenizer.model", "model/params.npz", "gates-test.png", "report.json", "tensorboard"):
+        assert (run / name).exists(), name
+    assert load_saved_config(run / "config.json").training.epochs == 12
+
+
+def test_report(run):
+    report = json.loads((run / "report.json").read_text())
+    assert [(row["execution"], row["split"]) for row in report["rows"]] == [
+        ("masked", "dev"),
+        ("masked", "test"),
+        ("conditional", "test"),
+        ("eager", "test"),
+    ]
+    assert all(row.keys() == ReportRow.__annotations__.keys() for row in report["rows"])
+    test = report["rows"][1:]
+    assert len({(row["wer"], row["cer"], row["executed_layers"]) for row in test}) == 1
+    assert test[0]["gflops_per_second"] >= test[1]["gflops_per_second"] == test[2]["gflops_per_second"]
+    assert all(row["real_time_factor"] > 0 for row in test)
+    gates = report["gates"]["tiny/test"]
+    assert np.shape(gates["probability_std"]) == (2, 2) and gates["distinct_patterns"] >= 1
+    assert gates["static"] == (gates["distinct_patterns"] == 1)
+
+
+@pytest.mark.parametrize("execution", ["conditional", "eager"])
+def test_eval_writes_hypotheses_and_gates(run, execution, capsys):
+    eval_script.main([str(run), "--split=test", f"--execution={execution}", "--threshold=0.6"])
+    assert "executed layers" in capsys.readouterr().out
+    folder = run / "eval" / f"test-{execution}-0.6"
+    rows = [json.loads(line) for line in (folder / "utterances.jsonl").read_text().splitlines()]
+    corpus = load_corpus(load_saved_config(run / "config.json").data, "test")
+    assert [row["id"] for row in rows] == [u.id for u in corpus.utterances]
+    hypotheses = (folder / "hyp.trn").read_text().splitlines()
+    for row, line in zip(rows, hypotheses, strict=True):
+        assert line == f"{row['hypothesis']} ({row['id']})".strip()
+        gates = np.array([row["gates"]["mha"], row["gates"]["ffn"]])
+        probabilities = np.array([row["gate_probabilities"]["mha"], row["gate_probabilities"]["ffn"]])
+        clear = np.abs(probabilities - 0.6) > 1e-4
+        np.testing.assert_array_equal(gates[clear], (probabilities > 0.6)[clear])
+        assert row["executed_layers"] == gates.sum() / 2
+    score = json.loads((folder / "report.json").read_text())["meta"]["score"]
+    assert score["words"] == sum(row["words"] for row in rows)
+    low, high = score["wer_interval"]
+    assert low <= score["wer"] <= high
+
+
+def test_bad_thresholds_and_splits_are_refused(run):
+    with pytest.raises(ValueError, match="threshold=1.5"):
+        eval_script.main([str(run), "--threshold=1.5"])
+    with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
+        eval_script.main([str(run), "--split=nowhere"])
+    with pytest.raises(FileNotFoundError, match="neither a finished run"):
+        i3d_jax.load(run / "eval")
+
+
+def test_the_python_door(run):
+    asr = i3d_jax.load(run)
+    corpus = load_corpus(load_saved_config(run / "config.json").data, "test")
+    saved = (run / "eval" / "test-masked" / "utterances.jsonl").read_text().splitlines()
+    for index in (0, 5):
+        samples = corpus.load_audio(index)
+        results = [asr.transcribe(samples, sample_rate=16000, execution=e) for e in ("masked", "conditional", "eager")]
+        for result in results:
+            assert result.text == json.loads(saved[index])["hypothesis"]
+            assert result.gates.shape == result.gate_probabilities.shape == (2, 2)
+            assert result.gate_names == ("mha", "ffn")
+            assert result.executed_layers == result.gates.sum() / 2
+            assert result.audio_seconds == pytest.approx(len(samples) / 16000) and result.compute_seconds > 0
+        np.testing.assert_array_equal(results[0].gates, results[2].gates)
+        assert results[0].gflops >= results[1].gflops == results[2].gflops
+    closed = asr.transcribe(samples, sample_rate=16000, threshold=1.0)
+    assert closed.executed_layers == 0 and closed.gflops < results[0].gflops
+
+
+def test_transcribe_reads_files_and_refuses_bad_input(run, tmp_path):
+    import soundfile
+
+    asr = i3d_jax.load(run)
+    corpus = load_corpus(load_saved_config(run / "config.json").data, "test")
+    samples = corpus.load_audio(0)
+    path = tmp_path / "a.flac"
+    soundfile.write(path, samples, 16000)
+    assert asr.transcribe(path).text == asr.transcribe(samples, sample_rate=16000).text
+    with pytest.raises(ValueError, match="sample_rate"):
+        asr.transcribe(samples)
+    with pytest.raises(ValueError, match="states its own rate"):
+        asr.transcribe(path, sample_rate=16000)
+    with pytest.raises(ValueError, match="too short"):
+        asr.transcribe(samples[:200], sample_rate=16000)
+    with pytest.raises(ValueError, match="NaN"):
+        asr.transcribe(np.full(16000, np.nan, np.float32), sample_rate=16000)
+    with pytest.raises(ValueError, match="float array"):
+        asr.transcribe(np.zeros((2, 16000), np.float32), sample_rate=16000)
+    with pytest.raises(FileNotFoundError, match="missing.flac"):
+        asr.transcribe(tmp_path / "missing.flac")
+
+
+def test_a_bundle_round_trips(run, tmp_path):
+    asr = i3d_jax.load(run)
+    asr.save(tmp_path / "bundle", dtype="float16")
+    small = i3d_jax.load(tmp_path / "bundle")
+    samples = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    a, b = (m.transcribe(samples, sample_rate=16000) for m in (asr, small))
+    np.testing.assert_allclose(a.gate_probabilities, b.gate_probabilities, atol=2e-2)
+    (tmp_path / "bundle" / "recognizer.json").write_text(
+        (run / "model" / "recognizer.json").read_text().replace('"d_model": 32', '"d_model": 16')
+    )
+    with pytest.raises(ValueError, match="does not fit"):
+        i3d_jax.load(tmp_path / "bundle")
+
+
+def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(run):
+    config = load_saved_config(run / "config.json")
+    before = (run / "log.jsonl").read_text()
+    train(config, run)
+    assert (run / "log.jsonl").read_text() == before
+    with pytest.raises(ValueError, match=r"seed is 0 there, 1 wanted"):
+        train(dataclasses.replace(config, seed=1), run)
+
+
+def start_training(workdir):
+    # One device: the emulated eight of this process are not wanted here.
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "train.py", f"--config={CONFIG}", f"--workdir={workdir}", "--no-test"]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    output, _ = (process := start_training(undisturbed)).communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
+    total = log_lines(undisturbed)[-1]["step"]
+    for stop in (total // 3, 2 * total // 3):
+        process = start_training(killed)
+        deadline = time.monotonic() + 300
+        while process.poll() is None and time.monotonic() < deadline:
+            if (killed / "log.jsonl").exists() and (lines := (killed / "log.jsonl").read_text().splitlines()):
+                try:
+                    if json.loads(lines[-1])["step"] >= stop:
+                        break
+                except ValueError:  # a line half written
+                    pass
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (killed / "model").exists()
+    output, _ = (process := start_training(killed)).communicate(timeout=300)
+    assert process.returncode == 0, output.decode()
+    assert b"resumed from step" in output
+    with np.load(undisturbed / "model/params.npz") as a, np.load(killed / "model/params.npz") as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name])
+    steps = [(line["step"], line["kind"]) for line in log_lines(killed) if line["kind"] != "text"]
+    assert steps == [(line["step"], line["kind"]) for line in log_lines(undisturbed) if line["kind"] != "text"]
+
+
+def test_the_config_of_these_tests_is_valid():
+    assert load_config(CONFIG).name == "tiny"
