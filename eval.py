@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from etils import epath
 
-from i3d_jax.experiment import load_saved_config
+from i3d_jax.experiment import load_saved_config, parse_flags
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
 from i3d_jax.runner import evaluate_run, log
@@ -34,7 +34,7 @@ class EvalFlags:
 
 def main(argv: list[str]) -> None:
     """Evaluate and print a table."""
-    flags = tyro.cli(EvalFlags, args=argv, description=__doc__)
+    flags = parse_flags(argv, EvalFlags, description=__doc__ or "")
     run = epath.Path(flags.run)
     recognizer = load(run)
     config = load_saved_config(run / "config.json")

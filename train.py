@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from etils import epath
 
 from i3d_jax.experiment import load_saved_config, parse_command_line
+from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import Report, format_table, report_meta, write_report
 from i3d_jax.runner import evaluate_run, find_dense_run, log, train
@@ -27,7 +28,7 @@ class TrainFlags:
 
 def main(argv: list[str]) -> None:
     """Train, evaluate, report."""
-    flags, config = parse_command_line(argv, TrainFlags, description=__doc__)
+    flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
     workdir = epath.Path(flags.workdir or f"runs/{config.name}")
     models = [(train(config, workdir), config, workdir)]
     dense = find_dense_run(config, workdir)
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     report = Report(rows=[], gates={}, meta=report_meta(seed=config.seed))
     for recognizer, its_config, run in models:
         for split in ("dev", "test") if flags.test else ("dev",):
-            executions = ("masked", "conditional", "eager") if split == "test" else ("masked",)
+            executions = EXECUTIONS if split == "test" else EXECUTIONS[:1]
             rows, stats = evaluate_run(recognizer, its_config, run, split, executions)
             report["rows"] += rows
             report["gates"][f"{recognizer.config.name}/{split}"] = stats.to_dict()

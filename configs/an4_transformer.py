@@ -41,9 +41,9 @@ def get_config() -> ExperimentConfig:
             time_mask_ratio=0.05,
         ),
         model=ModelConfig(
-            subsampling=SubsamplingConfig(channels=64),
+            subsampling=SubsamplingConfig(channels=32),
             encoder=EncoderConfig(num_layers=12, d_model=144, num_heads=4, ffn_dim=576, dropout=0.15),
         ),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=600, schedule="cosine", weight_decay=1e-2),
-        training=TrainingConfig(epochs=75, eval_every_epochs=2, average_best=10, checkpoint_every_steps=500),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=400, schedule="cosine", weight_decay=1e-2),
+        training=TrainingConfig(epochs=70, eval_every_epochs=2, average_best=10, checkpoint_every_steps=500),
     )

@@ -24,8 +24,8 @@ def get_config() -> ExperimentConfig:
         dense,
         name="demo",
         model=replace(dense.model, gates=GateConfig(predictor="global")),
-        loss=LossConfig(utility_weight=4.0),
+        loss=LossConfig(utility_weight=1.7),
         optimizer=replace(dense.optimizer, learning_rate=5e-4, warmup_steps=100),
-        training=replace(dense.training, epochs=4, average_best=1),
+        training=replace(dense.training, epochs=3, average_best=1),
         warm_start=WarmStartConfig(config="configs/demo_transformer.py"),
     )

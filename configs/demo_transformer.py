@@ -34,5 +34,5 @@ def get_config() -> ExperimentConfig:
             encoder=EncoderConfig(num_layers=6, d_model=96, num_heads=4, ffn_dim=384),
         ),
         optimizer=OptimizerConfig(learning_rate=2.5e-3, warmup_steps=200, schedule="cosine", weight_decay=1e-2),
-        training=TrainingConfig(epochs=9, average_best=3, checkpoint_every_steps=500),
+        training=TrainingConfig(epochs=8, average_best=3, checkpoint_every_steps=500),
     )

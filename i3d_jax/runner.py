@@ -31,6 +31,7 @@ from i3d_jax.training.sharding import DataParallel
 from i3d_jax.training.step import StepConfig, init_state, make_train_step
 from i3d_jax.training.summaries import RunLogger
 from i3d_jax.training.warm_start import warm_start
+from i3d_jax.validation import flatten
 
 
 def log(text: str) -> None:
@@ -78,12 +79,10 @@ def check_same(dense: ExperimentConfig, gated: ExperimentConfig, run: epath.Path
     Raises:
       ValueError: front end, tokenizer or data differ; every field is named.
     """
+    parts = ("frontend", "tokenizer", "data")
+    theirs, ours = (flatten({part: to_dict(getattr(config, part)) for part in parts}) for config in (dense, gated))
     different = [
-        f"{part}.{key}: {theirs!r} there, {ours[key]!r} here"
-        for part in ("frontend", "tokenizer", "data")
-        for ours in [to_dict(getattr(gated, part))]
-        for key, theirs in to_dict(getattr(dense, part)).items()
-        if theirs != ours[key]
+        f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in ours if theirs.get(key) != ours[key]
     ]
     if different:
         raise ValueError(
@@ -150,8 +149,10 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
     workdir.mkdir(parents=True, exist_ok=True)
     saved = workdir / "config.json"
     if saved.exists() and load_saved_config(saved) != config:
-        raise ValueError(f"{workdir} holds a run with other settings: {_differences(load_saved_config(saved), config)}; "
-                         "choose another --workdir or repeat those settings")
+        raise ValueError(
+            f"{workdir} holds a run with other settings: {_differences(load_saved_config(saved), config)}; "
+            "choose another --workdir or repeat those settings"
+        )
     save_config(config, saved)
     if is_finished(workdir):
         log(f"{workdir} is finished already")
@@ -252,7 +253,7 @@ def evaluate_run(
     executions: tuple[Execution, ...],
     threshold: float | None = None,
 ) -> tuple[list[ReportRow], GateStats]:
-    """Evaluate on one split; hypotheses, gates and scores go to ``<workdir>/eval/<split>-<execution>[-<threshold>]``."""
+    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``."""
     corpus = load_corpus(config.data, split)
     log(corpus.describe())
     decide = recognizer.decision(threshold)
@@ -289,13 +290,6 @@ def _write_evaluation(
 
 
 def _differences(saved: ExperimentConfig, wanted: ExperimentConfig) -> str:
-    a, b = _flat(to_dict(saved)), _flat(to_dict(wanted))
-    return ", ".join(f"{k} is {a.get(k)!r} there, {b.get(k)!r} wanted" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
+    theirs, ours = flatten(to_dict(saved)), flatten(to_dict(wanted))
+    different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    return ", ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} wanted" for key in different)

@@ -31,7 +31,9 @@ def test_steps_trace(path):
     if config.frontend.normalization == "global":
         stats = GlobalStats(jnp.zeros(config.frontend.num_mels), jnp.ones(config.frontend.num_mels))
     optimizer = make_optimizer(config.optimizer, 1000)
-    step = make_train_step(model, StepConfig(config.frontend, config.augment, config.loss, config.seed), optimizer, stats)
+    step = make_train_step(
+        model, StepConfig(config.frontend, config.augment, config.loss, config.seed), optimizer, stats
+    )
 
     def shape(dimensions, dtype):
         return jax.ShapeDtypeStruct(dimensions, dtype)

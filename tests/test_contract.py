@@ -42,7 +42,7 @@ class Case:
         self.params = self.model.init(jax.random.key(0))
         if predictor != "none":
             logits = self.params["predictor"]["logits"]
-            logits["kernel"] = 40 * jax.random.normal(jax.random.key(1), logits["kernel"].shape)
+            logits["kernel"] = 10 * jax.random.normal(jax.random.key(1), logits["kernel"].shape)
             logits["bias"] = jax.random.normal(jax.random.key(2), logits["bias"].shape)
         generator = np.random.default_rng(0)
         self.num_samples = np.array(LENGTHS, np.int32)

@@ -65,7 +65,7 @@ def _augment_row(config: AugmentConfig, seed: jax.Array, features: jax.Array, ma
     features = jnp.where(mask[:, None], features, 0.0)
     if config.time_warp:
         features = _time_warp(warp_key, features, length, config.time_warp)
-    # Drawn at full size whatever the padded shape: the numbers of a seed never depend on the bucket.
+    # No draw has the padded length in its shape: what a seed gives does not depend on the bucket.
     in_frequency_mask = _spans(
         frequency_key, config.num_frequency_masks, min(config.frequency_mask_width, mels), mels, mels
     )

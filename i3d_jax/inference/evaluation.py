@@ -145,11 +145,13 @@ def evaluate(
     parts: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
 
     def run(indices: np.ndarray, waveform: np.ndarray, num_samples: np.ndarray) -> None:
-        recognition = recognizer.recognize(*place((waveform, num_samples)), decide, execution)
+        waveform, num_samples = place((waveform, num_samples))
+        recognition = recognizer.recognize(waveform, num_samples, decide, execution)
         spent = recognizer.gflops(recognition, execution)
         for row, index in enumerate(indices):
             hypotheses[index] = recognizer.text(recognition, row)
-            parts[int(index)] = (recognition.gates[row], recognition.gate_probabilities[row], float(spent[row]))
+            gates, probabilities = np.asarray(recognition.gates), np.asarray(recognition.gate_probabilities)
+            parts[int(index)] = (gates[row], probabilities[row], float(spent[row]))
 
     description = f"{corpus.name} {execution}"
     if execution == "eager":

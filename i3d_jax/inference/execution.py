@@ -146,9 +146,7 @@ class EagerProgram:
         self.model = pipeline.model
         encoder = self.model.encoder
         self._params = {name: params[name] for name in params.keys() - {"layers"}}
-        self._layers = [
-            jax.tree.map(lambda p, n=n: p[n], params["layers"]) for n in range(encoder.config.num_layers)
-        ]
+        self._layers = [jax.tree.map(lambda p, n=n: p[n], params["layers"]) for n in range(encoder.config.num_layers)]
         self._local = encoder.gates.predictor == "local"
         if self._local:
             predictor = self._params.pop("predictor")

@@ -15,10 +15,9 @@ import jax
 import numpy as np
 from etils import epath
 
+from i3d_jax import files
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, num_frames
 from i3d_jax.audio.io import read_audio, resample
-from i3d_jax import files
-from i3d_jax.schema import from_dict, to_dict
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.execution import Execution, Pipeline, Recognition
 from i3d_jax.model.asr import ASRModel, ModelConfig
@@ -26,6 +25,7 @@ from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import count_flops
 from i3d_jax.model.gates import Decision, inference_decision
 from i3d_jax.model.params import flatten, unflatten
+from i3d_jax.schema import from_dict, to_dict
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ class Recognizer:
         seconds = time.perf_counter() - start
         return Transcription(
             text=text,
-            gates=recognition.gates[0],
-            gate_probabilities=recognition.gate_probabilities[0],
+            gates=np.asarray(recognition.gates[0]),
+            gate_probabilities=np.asarray(recognition.gate_probabilities[0]),
             gate_names=self.gate_names,
             executed_layers=float(recognition.gates[0].sum() / len(self.gate_names)),
             gflops=float(self.gflops(recognition, execution)[0]),
@@ -215,7 +215,7 @@ class Recognizer:
         if self.stats is not None:
             arrays |= {f"stats/{k}": np.asarray(v, np.float32) for k, v in self.stats._asdict().items()}
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
         (temporary / "params.npz").write_bytes(buffer.getvalue())
         self.tokenizer.save(temporary / "tokenizer.model")
         if path.exists():
@@ -234,7 +234,9 @@ def load(path: str | epath.PathLike) -> Recognizer:
     bundle = root / "model" if (root / "model").exists() else root
     if not (bundle / "recognizer.json").exists():
         if (root / "config.json").exists():
-            raise FileNotFoundError(f"{root}: this run has no model yet; run train.py with the same workdir to finish it")
+            raise FileNotFoundError(
+                f"{root}: this run has no model yet; run train.py with the same workdir to finish it"
+            )
         raise FileNotFoundError(f"{root}: neither a finished run nor a model bundle (no recognizer.json)")
     config = from_dict(RecognizerConfig, json.loads((bundle / "recognizer.json").read_text()))
     tokenizer = Tokenizer.load(bundle / "tokenizer.model")

@@ -72,7 +72,7 @@ class ASRModel:
 
         As ESPnet does, the subsampled frames are scaled by sqrt(D) before the positions are added.
         """
-        x, mask = self.subsampling.apply({"params": params["subsampling"]}, features, mask)  # type: ignore[misc]
+        x, mask = self.subsampling.apply({"params": params["subsampling"]}, features, mask)  # type: ignore
         x = x * math.sqrt(x.shape[-1]) + sinusoidal_positions(x.shape[1], x.shape[2])[None]
         return dropout(x, self.config.encoder.positional_dropout, dropout_key), mask
 

@@ -221,7 +221,7 @@ class Encoder:
         context = Context(mask)
         local = params["predictor"] if self.gates.predictor == "local" else None
 
-        def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, tuple[Array, jax.Array]]:
             index, layer_params, predictor, logits = layer
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             fns = self.layer_fns(layer_params, predictor, key)

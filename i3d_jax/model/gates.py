@@ -9,16 +9,21 @@ and is a named tuple of arrays, so that it can be passed through ``jax.jit``: an
 Boolean gates are decisions; float gates are the training relaxation, multiplied onto the branch.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from i3d_jax.types import Array
 
-Decision = Callable[[jax.Array, jax.Array | None, Array | int], jax.Array]
+
+class Decision(Protocol):
+    """Logits [B, M, 2] of one layer, a key for random decisions and the layer's index, to gates [B, M]."""
+
+    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int, /) -> jax.Array:
+        """Decide."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class _Window:
 
     def summary(self) -> dict[str, float]:
         totals = self.totals
-        count = max(float(totals.count), 1.0)
+        count = max(float(totals.utterances), 1.0)
         return {
             "loss": float(totals.loss) / count,
             "ctc": float(totals.ctc) / count,

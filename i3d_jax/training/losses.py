@@ -24,13 +24,13 @@ class LossConfig:
 
 
 class LossTotals(NamedTuple):
-    """Sums over the valid utterances of a batch, each a scalar; divide by ``count`` after merging."""
+    """Sums over the valid utterances of a batch, each a scalar; divide by ``utterances`` after merging."""
 
     loss: jax.Array
     ctc: jax.Array
     utility: jax.Array
     executed_layers: jax.Array
-    count: jax.Array
+    utterances: jax.Array
 
 
 def ctc_feasible(num_frames: jax.Array, labels: jax.Array, num_labels: jax.Array) -> jax.Array:

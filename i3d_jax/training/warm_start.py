@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from i3d_jax.model.params import flatten, unflatten
 from i3d_jax.model.encoder import Params
+from i3d_jax.model.params import flatten, unflatten
 
 
 @dataclass(frozen=True)

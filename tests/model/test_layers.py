@@ -117,9 +117,7 @@ def test_predictor_against_numpy(x, context, normalize):
             mean = (mean - mean.mean()) / np.sqrt(mean.var() + 1e-6)
         hidden = np.maximum(mean @ p["hidden"]["kernel"] + p["hidden"]["bias"], 0)
         expected = (hidden @ p["logits"]["kernel"] + p["logits"]["bias"]).reshape(2, 2)
-        np.testing.assert_allclose(
-            module.apply({"params": params}, x, context.mask)[b], expected, rtol=1e-4, atol=1e-4
-        )
+        np.testing.assert_allclose(module.apply({"params": params}, x, context.mask)[b], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_head_projects_normalised_states(x):

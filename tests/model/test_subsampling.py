@@ -94,9 +94,9 @@ def test_parameters_are_named_and_channels_default_to_the_width():
 
 @given(st.integers(0, 200))
 def test_num_subsampled_frames_is_what_the_module_returns(frames):
-    apply, variables = module()
-    features = jax.ShapeDtypeStruct((2, frames, 20), jnp.float32)
-    x, mask = jax.eval_shape(apply, variables, features, jax.ShapeDtypeStruct((2, frames), bool))
+    features, mask = jax.ShapeDtypeStruct((2, frames, 20), jnp.float32), jax.ShapeDtypeStruct((2, frames), bool)
+    subsampling = Subsampling(SubsamplingConfig(channels=5), 6)
+    (x, mask), _ = jax.eval_shape(subsampling.init_with_output, jax.random.key(0), features, mask)
     assert x.shape == (2, num_subsampled_frames(frames), 6)
     assert mask.shape == x.shape[:2]
     assert isinstance(num_subsampled_frames(frames), int)
@@ -107,9 +107,8 @@ def test_num_subsampled_frames_is_what_the_module_returns(frames):
     assert reads_up_to + 4 >= frames
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_too_short_batches_give_no_frames_and_zero_gradients(method):
-    apply, variables = module(method)
+def test_too_short_batches_give_no_frames_and_zero_gradients():
+    apply, variables = module()
     for frames in (0, 6):
         mask = np.ones((2, frames), bool)
         x, out_mask = apply(variables, normal(2, frames, 20), mask)
@@ -118,7 +117,7 @@ def test_too_short_batches_give_no_frames_and_zero_gradients(method):
     assert all(not np.any(g) for g in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("method", [*METHODS, "native"])
+@pytest.mark.parametrize("method", ["auto", "native"])
 def test_padding_and_the_batch_change_nothing(method):
     apply, variables = module(method)
     lengths = [40, 23, 7, 6, 0]
@@ -133,7 +132,7 @@ def test_padding_and_the_batch_change_nothing(method):
         np.testing.assert_allclose(x[i, :frames], alone[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [*METHODS, "native"])
+@pytest.mark.parametrize("method", ["auto", "native"])
 def test_nan_in_padding_leaves_gradients_alone(method):
     apply, variables = module(method)
     mask = np.arange(30)[None, :] < np.array([30, 17])[:, None]

@@ -78,7 +78,9 @@ def batch_and_output(valid):
     gates = jax.random.uniform(jax.random.key(4), (rows, 4, 2))
     output = ModelOutput(logits, jnp.ones((rows, FRAMES), bool), gates, gates)
     labels = jnp.tile(jnp.array([[1, 2]]), (rows, 1))
-    batch = Batch(jnp.zeros((rows, 8)), jnp.full(rows, 8), labels, jnp.full(rows, 2), jnp.array(valid), jnp.arange(rows))
+    batch = Batch(
+        jnp.zeros((rows, 8)), jnp.full(rows, 8), labels, jnp.full(rows, 2), jnp.array(valid), jnp.arange(rows)
+    )
     return batch, output
 
 
@@ -89,7 +91,7 @@ def test_total_loss_is_the_papers_sum_over_valid_rows():
     utility = [float((g[:, 0] + g[:, 1]).sum() / (2 * 4)) for g in output.gates]
     expected = np.mean([ctc[i] + 5.0 * utility[i] for i in (0, 2)])
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    assert float(totals.count) == 2
+    assert float(totals.utterances) == 2
     np.testing.assert_allclose(totals.executed_layers, 4 * (utility[0] + utility[2]), rtol=1e-5)
 
 

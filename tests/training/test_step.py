@@ -55,7 +55,7 @@ def test_one_and_eight_devices_follow_the_same_trajectory(predictor):
         losses = []
         for i in range(20):
             state, metrics = step(state, parallel.put_batch(make_batch(i)))
-            losses.append(float(metrics.totals.loss / metrics.totals.count))
+            losses.append(float(metrics.totals.loss / metrics.totals.utterances))
         trajectories.append((losses, jax.tree.map(np.array, state.params)))
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == count
     (losses_1, params_1), (losses_8, params_8) = trajectories
@@ -114,5 +114,5 @@ def test_the_utility_loss_closes_gates(predictor):
     start = None
     for i in range(30):
         state, metrics = step(state, make_batch(i))
-        start = start or float(metrics.totals.executed_layers / metrics.totals.count)
-    assert float(metrics.totals.executed_layers / metrics.totals.count) < 0.6 * start
+        start = start or float(metrics.totals.executed_layers / metrics.totals.utterances)
+    assert float(metrics.totals.executed_layers / metrics.totals.utterances) < 0.6 * start

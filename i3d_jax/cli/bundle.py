@@ -1,0 +1,53 @@
+"""Pack a finished run into a small bundle: ``python -m i3d_jax.cli.bundle RUN DESTINATION --dtype=float16``.
+
+``i3d_jax.load(DESTINATION)`` reads it. ``--sample`` adds a recording of the test split with its transcript.
+"""
+
+import io
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import soundfile
+import tyro
+from etils import epath
+
+from i3d_jax import files
+from i3d_jax.data.corpora import load_corpus
+from i3d_jax.experiment import load_saved_config, parse_flags
+from i3d_jax.inference.recognizer import load
+
+
+@dataclass(frozen=True)
+class BundleFlags:
+    """Flags of the bundle command."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Finished run directory."""
+    destination: Annotated[str, tyro.conf.Positional]
+    """Folder to write; replaced when it exists."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the stored parameters."""
+    sample: bool = False
+    """Add ``sample.flac`` and ``sample.txt``: the median-length utterance of the test split."""
+
+
+def main(argv: list[str]) -> None:
+    """Write the bundle and say how large it is."""
+    flags = parse_flags(argv, BundleFlags, description=__doc__ or "")
+    destination = epath.Path(flags.destination)
+    load(flags.run).save(destination, flags.dtype)
+    if flags.sample:
+        corpus = load_corpus(load_saved_config(epath.Path(flags.run) / "config.json").data, "test")
+        order = sorted(range(len(corpus)), key=lambda i: corpus.utterances[i].num_samples)
+        index = order[len(order) // 2]
+        buffer = io.BytesIO()
+        soundfile.write(buffer, corpus.load_audio(index), corpus.sample_rate, format="FLAC")
+        files.write_bytes(destination / "sample.flac", buffer.getvalue())
+        files.write_text(destination / "sample.txt", corpus.utterances[index].text + "\n")
+    size = sum(file.stat().length for file in destination.iterdir())
+    print(f"{destination}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
