@@ -3,16 +3,16 @@
 Writes hypotheses, references (``.trn``), each utterance's gates (JSONL) and ``report.json`` into ``RUN/eval/``.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
 from etils import epath
 
-from i3d_jax.experiment import load_saved_config, parse_flags
+from i3d_jax.experiment import load_saved_config, parse_flags, run_program
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
+from i3d_jax.inference.scoring import compare
 from i3d_jax.runner import evaluate_run, log
 
 
@@ -30,22 +30,35 @@ class EvalFlags:
     """beta: a block is executed where p(execute) > beta; default: the model's own."""
     data: str = ""
     """Another corpus than the run's: a folder in LibriSpeech layout."""
+    against: str = ""
+    """Folder of another evaluation of the same utterances (``<run>/eval/<...>``): prints the difference in WER with its
+    paired-bootstrap interval."""
 
 
 def main(argv: list[str]) -> None:
     """Evaluate and print a table."""
     flags = parse_flags(argv, EvalFlags, description=__doc__ or "")
-    run = epath.Path(flags.run)
+    run = epath.Path(flags.run).expanduser()
     recognizer = load(run)
     config = load_saved_config(run / "config.json")
     if flags.data:
         config = replace(config, data=replace(config.data, source=flags.data))
-    rows, stats = evaluate_run(recognizer, config, run, flags.split, (flags.execution,), flags.threshold)
+    tag = f"{epath.Path(flags.data).name}-" if flags.data else ""
+    rows, stats = evaluate_run(recognizer, config, run, flags.split, (flags.execution,), flags.threshold, tag)
     blocks = ", ".join(f"{name} {count:.2f}" for name, count in stats.executed_blocks.items())
     log(f"\n{format_table(rows)}\n\nexecuted blocks: {blocks}; distinct gate patterns: {stats.distinct_patterns}")
     if config.model.gates.predictor != "none" and stats.is_static:
         log("static: the gates are the same for every utterance")
+    if flags.against:
+        name = f"{tag}{flags.split.replace('/', '_')}-{flags.execution}"
+        name += "" if flags.threshold is None else f"-{flags.threshold:g}"
+        difference = compare(run / "eval" / name, epath.Path(flags.against).expanduser())
+        low, high = difference.interval
+        log(
+            f"WER minus that of {flags.against}: {difference.difference:+.2f} points, "
+            f"95 % paired-bootstrap interval {low:+.2f} to {high:+.2f}"
+        )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

@@ -4,12 +4,11 @@ Run again with the same settings to resume; every field of the configuration can
 --optimizer.learning-rate=1e-3``; ``--help`` explains them.
 """
 
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from etils import epath
 
-from i3d_jax.experiment import load_saved_config, parse_command_line
+from i3d_jax.experiment import load_saved_config, parse_command_line, run_program
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import Report, format_table, report_meta, write_report
@@ -29,11 +28,12 @@ class TrainFlags:
 def main(argv: list[str]) -> None:
     """Train, evaluate, report."""
     flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
-    workdir = epath.Path(flags.workdir or f"runs/{config.name}")
+    workdir = epath.Path(flags.workdir or f"runs/{config.name}").expanduser()
     models = [(train(config, workdir), config, workdir)]
     dense = find_dense_run(config, workdir)
     if dense is not None:
-        models.insert(0, (load(dense), load_saved_config(dense / "config.json"), dense))
+        dense_config = load_saved_config(dense / "config.json")
+        models.insert(0, (load(dense), replace(dense_config, data=config.data, evaluation=config.evaluation), dense))
 
     report = Report(rows=[], gates={}, meta=report_meta(seed=config.seed))
     for recognizer, its_config, run in models:
@@ -49,4 +49,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

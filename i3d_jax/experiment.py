@@ -13,7 +13,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -30,7 +30,7 @@ from i3d_jax.data.tokenizer import TokenizerConfig
 from i3d_jax.inference.evaluation import EvaluationConfig
 from i3d_jax.model.asr import ModelConfig
 from i3d_jax.schema import to_dict
-from i3d_jax.training.loop import TrainingConfig
+from i3d_jax.training.loop import TrainingConfig, TrainingDiverged
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig
 from i3d_jax.training.warm_start import WarmStartConfig
@@ -246,6 +246,19 @@ def parse_command_line(
         return parsed.flags, _resolve_warm_start(config)
     except (ValueError, FileNotFoundError) as error:
         _exit(prog, error)
+
+
+def run_program(main: Callable[[list[str]], None]) -> None:
+    """Runs a program; what the user can mend ends in one line on standard error and exit code 2, not in a traceback.
+
+    ``I3D_TRACEBACK=1`` shows the traceback.
+    """
+    try:
+        main(sys.argv[1:])
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, TrainingDiverged) as error:
+        if os.environ.get("I3D_TRACEBACK"):
+            raise
+        _exit(Path(sys.argv[0]).name, error)
 
 
 def _experiment_files() -> str:

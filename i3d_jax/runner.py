@@ -49,7 +49,7 @@ def find_dense_run(config: ExperimentConfig, workdir: epath.Path) -> epath.Path 
     source = config.warm_start
     if not source.run and not source.config:
         return None
-    return epath.Path(source.run) if source.run else workdir / "dense"
+    return epath.Path(source.run).expanduser() if source.run else workdir / "dense"
 
 
 def dense_model(config: ExperimentConfig, workdir: epath.Path) -> Recognizer | None:
@@ -62,25 +62,27 @@ def dense_model(config: ExperimentConfig, workdir: epath.Path) -> Recognizer | N
     run = find_dense_run(config, workdir)
     if run is None:
         return None
-    if is_finished(run):
-        check_same(load_saved_config(run / "config.json"), config, run)
-        return load(run)
-    if not config.warm_start.config:
-        raise FileNotFoundError(f"warm_start.run={run}: no finished run there; train it first or set warm_start.config")
-    dense = load_config(find_config(config.warm_start.config))
-    dense = replace(dense, seed=config.seed, data=config.data, tokenizer=config.tokenizer, frontend=config.frontend)
-    log(f"== dense model first: {dense.name} in {run}")
-    return train(dense, run)
+    if not is_finished(run):
+        if not config.warm_start.config:
+            raise FileNotFoundError(
+                f"warm_start.run={run}: no finished run there; train it first or set warm_start.config"
+            )
+        dense = load_config(find_config(config.warm_start.config))
+        dense = replace(dense, seed=config.seed, data=config.data, tokenizer=config.tokenizer, frontend=config.frontend)
+        check_same(dense, config, run)
+        log(f"== dense model first: {dense.name} in {run}")
+        return train(dense, run)
+    check_same(load_saved_config(run / "config.json"), config, run)
+    return load(run)
 
 
 def check_same(dense: ExperimentConfig, gated: ExperimentConfig, run: epath.Path) -> None:
-    """A gated model must hear and spell as the dense one it starts from.
+    """A gated model must hear, spell and attend as the dense one it starts from; shapes are checked by ``warm_start``.
 
     Raises:
-      ValueError: front end, tokenizer or data differ; every field is named.
+      ValueError: front end, tokenizer, training data or attention heads differ; every field is named.
     """
-    parts = ("frontend", "tokenizer", "data")
-    theirs, ours = (flatten({part: to_dict(getattr(config, part)) for part in parts}) for config in (dense, gated))
+    theirs, ours = _shared_settings(dense), _shared_settings(gated)
     different = [
         f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in ours if theirs.get(key) != ours[key]
     ]
@@ -90,6 +92,12 @@ def check_same(dense: ExperimentConfig, gated: ExperimentConfig, run: epath.Path
             + "\n  ".join(different)
             + "\nuse the same, or another warm_start.run"
         )
+
+
+def _shared_settings(config: ExperimentConfig) -> dict[str, Any]:
+    parts = flatten({part: to_dict(getattr(config, part)) for part in ("frontend", "tokenizer", "data")})
+    parts = {key: value for key, value in parts.items() if key not in ("data.test", "data.cache_dir")}
+    return parts | {"model.encoder.num_heads": config.model.encoder.num_heads}
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,8 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
     """
     workdir.mkdir(parents=True, exist_ok=True)
     saved = workdir / "config.json"
-    if saved.exists() and load_saved_config(saved) != config:
+    tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
+    if saved.exists() and tokenizer_path.exists() and load_saved_config(saved) != config:
         raise ValueError(
             f"{workdir} holds a run with other settings: {_differences(load_saved_config(saved), config)}; "
             "choose another --workdir or repeat those settings"
@@ -158,7 +167,6 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
         log(f"{workdir} is finished already")
         return load(workdir)
     dense = dense_model(config, workdir)
-    tokenizer_path = workdir / "tokenizer.model"
     tokenizer = dense.tokenizer if dense else Tokenizer.load(tokenizer_path) if tokenizer_path.exists() else None
     data = prepare_data(config, tokenizer)
     data.tokenizer.save(tokenizer_path)
@@ -185,6 +193,7 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
             state = checkpoints.restore(state)
             log(f"resumed from step {int(state.step)}")
         start = int(state.step)
+        checkpoints.drop_candidates_after(start)
         # Log lines carry the number of steps done: those up to the checkpoint stay.
         with RunLogger(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger:
             candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
@@ -252,11 +261,13 @@ def evaluate_run(
     split: str,
     executions: tuple[Execution, ...],
     threshold: float | None = None,
+    tag: str = "",
 ) -> tuple[list[ReportRow], GateStats]:
-    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``."""
+    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names."""
     corpus = load_corpus(config.data, split)
     log(corpus.describe())
     decide = recognizer.decision(threshold)
+    label, suffix = tag + split.replace("/", "_"), "" if threshold is None else f"-{threshold:g}"
     rows: list[ReportRow] = []
     stats: GateStats | None = None
     for execution in executions:
@@ -264,14 +275,15 @@ def evaluate_run(
         factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
         row = result.row(recognizer.config.name, execution, split, factor)
         stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
-        name = f"{split.replace('/', '_')}-{execution}" + ("" if threshold is None else f"-{threshold:g}")
-        _write_evaluation(workdir / "eval" / name, result, row, stats, config, recognizer.gate_names)
+        _write_evaluation(
+            workdir / "eval" / f"{label}-{execution}{suffix}", result, row, stats, config, recognizer.gate_names
+        )
         rows.append(row)
     assert stats is not None
     if config.model.gates.predictor != "none":
         beta = config.model.gates.threshold if threshold is None else threshold
         title = f"{recognizer.config.name}, {split}"
-        plot_gate_probabilities(stats, workdir / f"gates-{split.replace('/', '_')}.png", title, threshold=beta)
+        plot_gate_probabilities(stats, workdir / f"gates-{label}{suffix}.png", title, threshold=beta)
     return rows, stats
 
 

@@ -18,6 +18,7 @@ import train as train_script
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.experiment import load_config, load_saved_config
 from i3d_jax.inference.report import ReportRow
+from i3d_jax.inference.scoring import compare, score
 from i3d_jax.runner import train
 
 ROOT = Path(__file__).parents[1]
@@ -200,3 +201,71 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
 
 def test_the_config_of_these_tests_is_valid():
     assert load_config(CONFIG).name == "tiny"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["eval.py", "nowhere"], "nowhere: neither a finished run nor a model bundle"),
+        (["train.py", f"--config={CONFIG}", "--data.source=/nowhere"], "/nowhere"),
+        (["train.py", f"--config={CONFIG}", "--data.source=${NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
+    ],
+)
+def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
+    if arguments[0] == "train.py":
+        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2
+    assert message in process.stderr and "Traceback" not in process.stderr
+
+
+def test_a_failed_start_does_not_block_the_corrected_one(tmp_path):
+    config = load_config(CONFIG)
+    wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(tmp_path / "nowhere")))
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            train(wrong, tmp_path / "run")
+    other = dataclasses.replace(wrong, seed=3)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(other, tmp_path / "run")
+
+
+def test_evaluations_are_compared_utterance_by_utterance(run, capsys):
+    against = run / "eval" / "test-masked"
+    eval_script.main([str(run), "--execution=masked", "--threshold=1.0", f"--against={against}"])
+    printed = capsys.readouterr().out
+    assert "WER minus that of" in printed
+    same = compare(against, against)
+    assert same.difference == 0 and same.interval == (0, 0)
+    with pytest.raises(FileNotFoundError, match="no evaluation there"):
+        compare(against, run)
+    with pytest.raises(ValueError, match="different utterances"):
+        compare(against, run / "eval" / "dev-masked")
+
+
+def test_saving_never_replaces_something_else(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="not a model bundle"):
+        i3d_jax.load(run).save(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_damaged_bundle_is_named(run, tmp_path):
+    i3d_jax.load(run).save(tmp_path / "bundle")
+    (tmp_path / "bundle" / "params.npz").write_bytes(b"PK not a zip")
+    with pytest.raises(ValueError, match=r"params.npz is damaged"):
+        i3d_jax.load(tmp_path / "bundle")
+
+
+DEMO_MODEL = ROOT / "docs" / "demo_model"
+
+
+def test_the_committed_model_transcribes_its_sample():
+    assert sum(file.stat().st_size for file in DEMO_MODEL.iterdir()) <= 2_000_000
+    asr = i3d_jax.load(DEMO_MODEL)
+    reference = (DEMO_MODEL / "sample.txt").read_text().strip()
+    results = {e: asr.transcribe(DEMO_MODEL / "sample.flac", execution=e) for e in ("masked", "conditional", "eager")}
+    for result in results.values():
+        assert score([reference], [result.text]).wer <= 25
+        assert result.executed_layers < asr.config.model.encoder.num_layers
+    assert len({result.text for result in results.values()}) == 1

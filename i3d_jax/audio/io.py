@@ -81,7 +81,7 @@ def resample(x: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     x = np.asarray(x, np.float32)
     if from_rate == to_rate or not len(x):
         return x
-    length = _resampled_length(len(x), from_rate, to_rate)
+    length = resampled_length(len(x), from_rate, to_rate)
     y = soxr.resample(x, from_rate, to_rate)[:length]
     return np.pad(y, (0, length - len(y))) if len(y) < length else y
 
@@ -104,10 +104,11 @@ def change_speed(x: np.ndarray, factor: float) -> np.ndarray:
 
 def num_samples_after_speed(num_samples: int, factor: float) -> int:
     """Length of what ``change_speed`` returns for ``num_samples`` samples."""
-    return _resampled_length(num_samples, *_speed_rates(factor))
+    return resampled_length(num_samples, *_speed_rates(factor))
 
 
-def _resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
+def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
+    """Length of what ``resample`` returns for ``num_samples`` samples."""
     return (2 * num_samples * to_rate + from_rate) // (2 * from_rate)  # rounds half up, as soxr does
 
 

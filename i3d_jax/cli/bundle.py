@@ -4,7 +4,6 @@
 """
 
 import io
-import sys
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -14,7 +13,7 @@ from etils import epath
 
 from i3d_jax import files
 from i3d_jax.data.corpora import load_corpus
-from i3d_jax.experiment import load_saved_config, parse_flags
+from i3d_jax.experiment import load_saved_config, parse_flags, run_program
 from i3d_jax.inference.recognizer import load
 
 
@@ -35,10 +34,11 @@ class BundleFlags:
 def main(argv: list[str]) -> None:
     """Write the bundle and say how large it is."""
     flags = parse_flags(argv, BundleFlags, description=__doc__ or "")
-    destination = epath.Path(flags.destination)
-    load(flags.run).save(destination, flags.dtype)
+    destination = epath.Path(flags.destination).expanduser()
+    run = epath.Path(flags.run).expanduser()
+    load(run).save(destination, flags.dtype)
     if flags.sample:
-        corpus = load_corpus(load_saved_config(epath.Path(flags.run) / "config.json").data, "test")
+        corpus = load_corpus(load_saved_config(run / "config.json").data, "test")
         order = sorted(range(len(corpus)), key=lambda i: corpus.utterances[i].num_samples)
         index = order[len(order) // 2]
         buffer = io.BytesIO()
@@ -50,4 +50,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_program(main)

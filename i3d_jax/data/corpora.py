@@ -140,9 +140,12 @@ def load_corpus(config: DataConfig, split: str) -> Corpus:
         recordings, rejected = read_folder(root, wanted, config.cache_dir)
         rate = config.sample_rate
         utterances = [
-            # as many samples as read_audio returns
             Utterance(
-                r.path.stem, r.text, (2 * r.samples * rate + r.rate) // (2 * r.rate), _speaker(r.path.stem), str(r.path)
+                id=r.path.stem,
+                text=r.text,
+                num_samples=audio_io.resampled_length(r.samples, r.rate, rate),
+                speaker=_speaker(r.path.stem),
+                audio=str(r.path),
             )
             for r in recordings
         ]

@@ -12,7 +12,7 @@ from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.loader import iterate_eval
 from i3d_jax.inference.execution import Execution
-from i3d_jax.inference.recognizer import Recognizer, padded_length
+from i3d_jax.inference.recognizer import Recognizer, alone
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scoring import Score, score, write_jsonl, write_trn
 from i3d_jax.model.gates import Decision
@@ -157,7 +157,7 @@ def evaluate(
     if execution == "eager":
         for index in progress(count, description, interactive=interactive):
             waveform = corpus.load_audio(index)
-            run(np.array([index]), *_alone(waveform))
+            run(np.array([index]), *alone(waveform))
     else:
         planner = evaluation_planner(corpus, config, batching)
         empty: list[list[int]] = [[]] * count
@@ -192,16 +192,10 @@ def real_time_factor(
     compute = audio = 0.0
     for index in chosen:
         waveform = corpus.load_audio(int(index))
-        padded, num_samples = _alone(waveform)
+        padded, num_samples = alone(waveform)
         recognizer.text(recognizer.recognize(padded, num_samples, decide, execution))
         start = time.perf_counter()
         recognizer.text(recognizer.recognize(padded, num_samples, decide, execution))
         compute += time.perf_counter() - start
         audio += len(waveform) / corpus.sample_rate
     return compute / audio
-
-
-def _alone(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    padded = np.zeros((1, padded_length(len(waveform))), np.float32)
-    padded[0, : len(waveform)] = waveform
-    return padded, np.array([len(waveform)], np.int32)

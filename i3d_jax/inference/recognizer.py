@@ -6,7 +6,9 @@ and ``tokenizer.model``. A finished run holds one in ``<run>/model``.
 
 import io
 import json
+import os
 import time
+import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -71,6 +73,13 @@ def padded_length(num_samples: int, quantum: int = 8000) -> int:
     """Static length for a waveform: few shapes, at most one eighth (or ``quantum``) of padding."""
     step = max(quantum, 2 ** (max(num_samples - 1, 1).bit_length() - 3))
     return -(-num_samples // step) * step
+
+
+def alone(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One utterance [S] as a padded batch: waveform [1, S'], num_samples [1]."""
+    padded = np.zeros((1, padded_length(len(waveform))), np.float32)
+    padded[0, : len(waveform)] = waveform
+    return padded, np.array([len(waveform)], np.int32)
 
 
 class Recognizer:
@@ -166,14 +175,13 @@ class Recognizer:
             raise ValueError("give either threshold or decide, not both")
         decide = self.decision(threshold) if decide is None else decide
         waveform = self._samples(audio, sample_rate)
-        source = "the samples" if isinstance(audio, np.ndarray) else str(audio)
+        source = str(audio) if isinstance(audio, str | os.PathLike) else "the samples"
         if self.model.num_encoder_frames(int(num_frames(self.config.frontend, len(waveform)))) < 1:
             seconds = len(waveform) / self.config.sample_rate
             raise ValueError(f"{source}: {seconds:.3f} s of audio are too short to recognise; give at least 0.1 s")
-        padded = np.zeros((1, padded_length(len(waveform))), np.float32)
-        padded[0, : len(waveform)] = waveform
+        padded, num_samples = alone(waveform)
         start = time.perf_counter()
-        recognition = self.recognize(padded, np.array([len(waveform)]), decide, execution)
+        recognition = self.recognize(padded, num_samples, decide, execution)
         text = self.text(recognition)
         seconds = time.perf_counter() - start
         return Transcription(
@@ -188,24 +196,32 @@ class Recognizer:
         )
 
     def _samples(self, audio: str | epath.PathLike | np.ndarray, sample_rate: int | None) -> np.ndarray:
-        if not isinstance(audio, np.ndarray):
+        if isinstance(audio, str | os.PathLike):
             if sample_rate is not None:
                 raise ValueError(f"{audio}: a file states its own rate; sample_rate is for samples")
             return read_audio(audio, self.config.sample_rate)
         if sample_rate is None:
             raise ValueError("samples need sample_rate=...")
+        audio = np.asarray(audio)
         if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
             raise ValueError(f"samples must be a float array [S] in [-1, 1], got {audio.dtype} {audio.shape}")
         if not np.isfinite(audio).all():
             raise ValueError("the samples hold NaN or infinite values")
+        if audio.size and np.abs(audio).max() > 8:
+            raise ValueError(f"samples reach {np.abs(audio).max():g}, expected [-1, 1]; divide them by the full scale")
         return resample(audio.astype(np.float32), sample_rate, self.config.sample_rate)
 
     def save(self, path: str | epath.Path, dtype: str = "float32") -> None:
         """Write a bundle; ``dtype="float16"`` halves it.
 
-        The folder is written aside and renamed, so that it is whole or absent; an existing one is replaced.
+        The folder is written aside and renamed, so that it is whole or absent; an existing bundle is replaced.
+
+        Raises:
+          ValueError: the folder holds something else than a bundle.
         """
         path = epath.Path(path)
+        if path.exists() and not (path / "recognizer.json").exists() and any(path.iterdir()):
+            raise ValueError(f"{path} holds something that is not a model bundle; choose another folder or empty it")
         temporary = path.parent / (path.name + ".tmp")
         if temporary.exists():
             temporary.rmtree()
@@ -218,9 +234,12 @@ class Recognizer:
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
         (temporary / "params.npz").write_bytes(buffer.getvalue())
         self.tokenizer.save(temporary / "tokenizer.model")
+        old = path.parent / (path.name + ".old")
         if path.exists():
-            path.rmtree()
+            path.rename(old)
         temporary.rename(path)
+        if old.exists():
+            old.rmtree()
 
 
 def load(path: str | epath.PathLike) -> Recognizer:
@@ -238,11 +257,17 @@ def load(path: str | epath.PathLike) -> Recognizer:
                 f"{root}: this run has no model yet; run train.py with the same workdir to finish it"
             )
         raise FileNotFoundError(f"{root}: neither a finished run nor a model bundle (no recognizer.json)")
-    config = from_dict(RecognizerConfig, json.loads((bundle / "recognizer.json").read_text()))
+    try:
+        config = from_dict(RecognizerConfig, json.loads((bundle / "recognizer.json").read_text()))
+    except ValueError as error:
+        raise ValueError(f"{bundle}/recognizer.json: {error}") from error
     tokenizer = Tokenizer.load(bundle / "tokenizer.model")
-    with np.load(io.BytesIO((bundle / "params.npz").read_bytes())) as arrays:
-        flat = {k.removeprefix("params/"): arrays[k] for k in arrays.files if k.startswith("params/")}
-        stats = {k.removeprefix("stats/"): arrays[k] for k in arrays.files if k.startswith("stats/")}
+    try:
+        with np.load(io.BytesIO((bundle / "params.npz").read_bytes())) as arrays:
+            flat = {k.removeprefix("params/"): arrays[k] for k in arrays.files if k.startswith("params/")}
+            stats = {k.removeprefix("stats/"): arrays[k] for k in arrays.files if k.startswith("stats/")}
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{bundle}/params.npz is damaged ({error}); pack the bundle again") from error
     params = unflatten({k: v.astype(np.float32) for k, v in flat.items()})
     recognizer = Recognizer(config, params, tokenizer, GlobalStats(**stats) if stats else None)
     expected = flatten(jax.eval_shape(recognizer.model.init, jax.random.key(0)))

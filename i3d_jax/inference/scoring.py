@@ -162,6 +162,27 @@ def paired_bootstrap(
     )
 
 
+def compare(a: epath.PathLike, b: epath.PathLike) -> PairedDifference:
+    """Paired bootstrap of two evaluation folders (their ``utterances.jsonl``).
+
+    Raises:
+      FileNotFoundError: a folder holds no evaluation.
+      ValueError: they are not evaluations of the same utterances.
+    """
+    tables = []
+    for folder in (a, b):
+        path = epath.Path(folder) / "utterances.jsonl"
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no evaluation there; make it with eval.py")
+        tables.append({row["id"]: row for row in map(json.loads, path.read_text().splitlines())})
+    first, second = tables
+    if first.keys() != second.keys():
+        raise ValueError(f"{a} and {b} are evaluations of different utterances; score both on one split")
+    errors = [[table[key]["errors"] for key in first] for table in tables]
+    words = [[table[key]["words"] for key in first] for table in tables]
+    return paired_bootstrap(*(np.array(x, np.int64) for x in (errors[0], words[0], errors[1], words[1])))
+
+
 def write_trn(path: epath.PathLike, ids: Sequence[str], texts: Sequence[str]) -> None:
     """Writes ``words (id)`` lines as NIST sclite reads them, atomically.
 

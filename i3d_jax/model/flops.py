@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from i3d_jax.model.asr import ModelConfig
+from i3d_jax.model.subsampling import num_subsampled_frames
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,6 @@ class FlopCount:
             **self.branches,
             "ctc_head": self.ctc_head,
         }
-
-
-def subsampled_length(length: np.ndarray | int) -> np.ndarray:
-    """Size of an axis after the two 3x3 convolutions of stride 2 without padding; zero when it is too short."""
-    once = np.maximum((np.asarray(length, np.int64) - 1) // 2, 0)
-    return np.maximum((once - 1) // 2, 0)
 
 
 def branch_flops(model_config: ModelConfig, frames: np.ndarray | int) -> dict[str, np.ndarray]:
@@ -92,8 +87,8 @@ def count_flops_by_part(
     channels = model_config.subsampling.channels or d
     frames = np.atleast_1d(np.asarray(num_frames, np.int64))
 
-    frames1, frames2 = np.maximum((frames - 1) // 2, 0), subsampled_length(frames)
-    mels1, mels2 = max((num_mels - 1) // 2, 0), int(subsampled_length(num_mels))
+    frames1, frames2 = np.maximum((frames - 1) // 2, 0), num_subsampled_frames(frames)
+    mels1, mels2 = max((num_mels - 1) // 2, 0), num_subsampled_frames(num_mels)
     macs = frames1 * mels1 * 9 * channels + frames2 * mels2 * 9 * channels**2 + frames2 * channels * mels2 * d
 
     costs = branch_flops(model_config, frames2)

@@ -41,7 +41,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     Counter-based random bits are a large share of a training step on CPU, and 32 bits an element are not needed: the
     rate is rounded to a multiple of 1/256 and the kept elements are scaled by that very rate.
     """
-    dropped = round(rate * 256)
+    dropped = min(round(rate * 256), 255)
     if key is None or dropped == 0:
         return x
     words = -(-x.shape[-1] // 4)

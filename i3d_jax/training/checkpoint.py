@@ -51,15 +51,15 @@ class Checkpoints:
             self._resume.save(step, args=ocp.args.StandardSave(state._asdict()))
 
     def restore(self, template: TrainState) -> TrainState:
-        """The newest checkpoint, placed and shaped as ``template``; later entries of ``best`` are dropped.
-
-        Entries of ``best`` beyond the checkpoint come from steps that will run again.
-        """
+        """The newest checkpoint, placed and shaped as ``template``."""
         step = self._resume.latest_step()
         restored = self._resume.restore(step, args=ocp.args.StandardRestore(_abstract(template._asdict())))
+        return TrainState(**restored)
+
+    def drop_candidates_after(self, step: int) -> None:
+        """Forget candidates of steps that will run again: those beyond the step that a run resumes from."""
         for later in [s for s in self._best.all_steps() if s > step]:
             self._best.delete(later)
-        return TrainState(**restored)
 
     def save_candidate(self, step: int, params: Any, wer: float) -> None:
         """Offer parameters with their dev WER; the best ``average_best`` are kept (of equals, the later)."""

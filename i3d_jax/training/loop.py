@@ -148,6 +148,7 @@ def fit(
             logger.scalars(done, dev, "dev", epoch=_epoch(planner, done))
             window = _Window()
         if done in evaluations or done % config.checkpoint_every_steps == 0:
+            read()  # before the checkpoint: a resumed run logs from the step after it
             checkpoints.save(state)
     read()
     return state

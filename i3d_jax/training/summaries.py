@@ -7,15 +7,11 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import numpy as np
 from etils import epath
-from PIL import Image
 from tensorboardX import SummaryWriter
 
 from i3d_jax import files
-from i3d_jax.progress import ProgressMeter, progress
-
-__all__ = ["RunLogger", "progress"]
+from i3d_jax.progress import ProgressMeter
 
 _RESERVED = ("step", "kind", "time", "epoch")
 
@@ -25,7 +21,7 @@ class RunLogger:
 
     ``<workdir>/log.jsonl`` gets one object for each call: ``step``, ``kind`` (``train``, ``dev`` or ``text``),
     ``time`` (Unix seconds), ``epoch`` when given, and the values; numbers that are not finite are written as null.
-    ``<workdir>/tensorboard`` gets the same as scalars ``<kind>/<name>``, images and texts. stderr shows a bar with
+    ``<workdir>/tensorboard`` gets the same as scalars ``<kind>/<name>`` and texts. stderr shows a bar with
     an ETA on a terminal, else log lines at a limited rate.
 
     Args:
@@ -57,7 +53,7 @@ class RunLogger:
         self._workdir.mkdir(parents=True, exist_ok=True)
         _drop_from(self._log, self._start_step)
         # purge_step makes TensorBoard forget what an interrupted process wrote at or beyond it.
-        # The suffix keeps two sessions of one second apart: file names hold the time in seconds only.
+        # The suffix keeps two processes started within a second apart: file names hold the time in seconds only.
         self._writer = SummaryWriter(
             os.fspath(self._workdir / "tensorboard"),
             purge_step=self._start_step,
@@ -121,15 +117,6 @@ class RunLogger:
     def advance(self, step: int) -> None:
         """Moves the progress to ``step`` without logging anything."""
         self._open()[0].update_to(step)
-
-    def image(self, step: int, name: str, image: epath.PathLike | np.ndarray) -> None:
-        """Shows a picture in TensorBoard: a PNG file, or an array [height, width, 3], uint8 or floats in [0, 1]."""
-        if not isinstance(image, np.ndarray):
-            with epath.Path(image).open("rb") as file:
-                image = np.asarray(Image.open(file).convert("RGB"))
-        writer = self._open()[1]
-        writer.add_image(name, image, step, dataformats="HWC")
-        writer.flush()
 
     def text(self, step: int, name: str, text: str) -> None:
         """Logs a sample of text, such as a reference with its hypothesis, to the JSONL file and TensorBoard."""

@@ -5,10 +5,10 @@ import pytest
 
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig
-from i3d_jax.model.flops import branch_flops, count_flops, count_flops_by_part, subsampled_length
+from i3d_jax.model.flops import branch_flops, count_flops, count_flops_by_part
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.model.layers import Context, CTCHead, FeedForward, GatePredictor, SelfAttention
-from i3d_jax.model.subsampling import SubsamplingConfig
+from i3d_jax.model.subsampling import SubsamplingConfig, num_subsampled_frames
 
 D, H, HEADS, T = 96, 384, 4, 200
 MODEL = ModelConfig(
@@ -67,10 +67,10 @@ def test_subsampling_equals_xla_exactly():
         (1, frames, mels, 1),
         (3, 3, 1, channels),
         (3, 3, channels, channels),
-        (channels * int(subsampled_length(mels)), D),
+        (channels * int(num_subsampled_frames(mels)), D),
     ]
     arrays = [jnp.ones(shape) for shape in shapes]
-    assert subsample(*arrays).shape == (subsampled_length(frames), D)
+    assert subsample(*arrays).shape == (num_subsampled_frames(frames), D)
     parts = count_flops_by_part(MODEL, num_mels=mels, vocab_size=10, num_frames=frames, executed=None)
     assert parts.subsampling == xla_flops(subsample, *arrays)
 
@@ -85,7 +85,7 @@ def test_gate_predictor_agrees_with_xla(predictor, num_gates, calls):
 
 
 def test_ctc_head_agrees_with_xla():
-    measured = module_flops(CTCHead(300), jnp.ones((1, int(subsampled_length(400)), D)))
+    measured = module_flops(CTCHead(300), jnp.ones((1, int(num_subsampled_frames(400)), D)))
     parts = count_flops_by_part(MODEL, num_mels=80, vocab_size=300, num_frames=400, executed=None)
     assert parts.ctc_head <= measured <= 1.06 * parts.ctc_head
 
@@ -109,7 +109,7 @@ def test_executed_branches_are_counted_per_utterance():
     parts = count_flops_by_part(MODEL, executed=executed, **arguments)
     total = count_flops(MODEL, executed=executed, **arguments)
     everything = count_flops(MODEL, executed=None, **arguments)
-    one = branch_flops(MODEL, subsampled_length(frames))
+    one = branch_flops(MODEL, num_subsampled_frames(frames))
     np.testing.assert_array_equal(parts.branches["mha"], [0, 3, 1] * one["mha"])
     np.testing.assert_array_equal(parts.branches["ffn"], [0, 3, 3] * one["ffn"])
     np.testing.assert_array_equal(total, sum(parts.parts().values()))
@@ -124,7 +124,7 @@ def test_executed_branches_are_counted_per_utterance():
 def test_frames_are_those_of_the_model():
     model = ASRModel(MODEL, num_mels=80, vocab_size=10)
     frames = range(60)
-    assert subsampled_length(np.array(frames)).tolist() == [model.num_encoder_frames(n) for n in frames]
+    assert num_subsampled_frames(np.array(frames)).tolist() == [model.num_encoder_frames(n) for n in frames]
 
 
 def test_too_short_audio_costs_nothing():

@@ -48,12 +48,12 @@ def test_averages_the_best(tmp_path):
     np.testing.assert_allclose(average["b"], np.arange(3.0) + 2.5)
 
 
-def test_restoring_drops_candidates_of_steps_that_run_again(tmp_path):
+def test_candidates_of_steps_that_run_again_are_dropped(tmp_path):
     with Checkpoints(tmp_path, 3) as checkpoints:
         checkpoints.save(state_at(2))
         for step in (1, 2, 3):
             checkpoints.save_candidate(step, state_at(step).params, 10.0)
     with Checkpoints(tmp_path, 3) as checkpoints:
-        checkpoints.restore(state_at(0))
+        checkpoints.drop_candidates_after(int(checkpoints.restore(state_at(0)).step))
         assert checkpoints.best_steps() == [1, 2]
         checkpoints.save_candidate(3, state_at(3).params, 9.0)

@@ -3,7 +3,6 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from i3d_jax.training.summaries import RunLogger
@@ -32,14 +31,10 @@ def train(workdir, steps, **options):
 
 
 def test_jsonl_and_tensorboard(tmp_path):
-    picture = tmp_path / "gates.png"
-    Image.fromarray(np.full((8, 9, 3), 200, np.uint8)).save(picture)
     workdir = tmp_path / "run"
     with RunLogger(workdir, total_steps=4, interactive=False) as logger:
         logger.scalars(1, {"loss": jnp.float32(2.5), "bad": float("nan")}, epoch=0.25)
         logger.scalars(1, {"wer": np.float64(50)}, kind="dev")
-        logger.image(1, "gates", picture)
-        logger.image(2, "array", np.zeros((4, 5, 3), np.uint8))
         logger.text(2, "sample", "REF: é")
     log = read_log(workdir)
     assert [{k: v for k, v in line.items() if k != "time"} for line in log] == [
@@ -51,8 +46,6 @@ def test_jsonl_and_tensorboard(tmp_path):
     values = {value.tag: (event.step, value) for event in read_events(workdir) for value in event.summary.value}
     assert values["train/loss"][0] == 1 and values["train/loss"][1].simple_value == 2.5
     assert values["dev/wer"][1].simple_value == 50
-    assert (values["gates"][1].image.height, values["gates"][1].image.width) == (8, 9)
-    assert values["array"][0] == 2
     assert any("sample" in tag for tag in values)
 
 
@@ -63,7 +56,7 @@ def test_resume_logs_every_step_once(tmp_path):
     train(tmp_path, range(4, 10), interactive=False)
     assert [line["step"] for line in read_log(tmp_path)] == list(range(10))
     starts = [event.step for event in read_events(tmp_path) if event.HasField("session_log")]
-    assert starts == [0, 4], "TensorBoard forgets what lies at or beyond the step of a new session"
+    assert starts == [0, 4], "TensorBoard forgets what lies at or beyond the step of a new process"
     train(tmp_path, range(0, 2), interactive=False)
     assert [line["step"] for line in read_log(tmp_path)] == [0, 1]
 
