@@ -4,7 +4,7 @@ Command: `I3D_SPEECH_DIR=path/to/speech python train.py --config=configs/an4_i3d
 
 Paper: I3D-GlobalGP with CTC (Eq. 12, one gate predictor for the whole encoder; the method of Fig. 2), on AN4.
 Takes the dense model from runs/an4_transformer, and trains it first when there is none.
-Time: about half an hour on two CPU cores after the dense model. Measured numbers: see RESULTS.md.
+Time: about ten minutes on two CPU cores after the dense model. Measured numbers: see RESULTS.md.
 """
 
 from dataclasses import replace
