@@ -26,6 +26,6 @@ def get_config() -> ExperimentConfig:
         model=replace(dense.model, gates=GateConfig(predictor="global")),
         loss=LossConfig(utility_weight=1.7),
         optimizer=replace(dense.optimizer, learning_rate=5e-4, warmup_steps=100),
-        training=replace(dense.training, epochs=3, average_best=1),
+        training=replace(dense.training, epochs=3, average_best=1, best_by="latest"),
         warm_start=WarmStartConfig(config="configs/demo_transformer.py"),
     )

@@ -29,7 +29,7 @@ def get_config() -> ExperimentConfig:
         model=replace(dense.model, gates=GateConfig(predictor="global")),
         loss=LossConfig(utility_weight=5.0),
         optimizer=replace(dense.optimizer, learning_rate=1e-3),
-        training=replace(dense.training, epochs=150),
+        training=replace(dense.training, epochs=150, best_by="latest"),
         warm_start=WarmStartConfig(
             run="runs/librispeech100_transformer", config="configs/librispeech100_transformer.py"
         ),

@@ -21,7 +21,7 @@ class Checkpoints:
 
         Args:
           workdir: run directory.
-          average_best: best checkpoints kept, lowest dev WER first.
+          average_best: candidates kept, lowest score first.
           keep: checkpoints kept for resuming.
         """
         workdir = epath.Path(workdir).absolute() if "://" not in str(workdir) else epath.Path(workdir)
@@ -33,7 +33,7 @@ class Checkpoints:
             workdir / "best",
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=average_best,
-                best_fn=lambda metrics: metrics["wer"],
+                best_fn=lambda metrics: metrics["score"],
                 best_mode="min",
                 keep_checkpoints_without_metrics=False,
                 **options,
@@ -61,9 +61,9 @@ class Checkpoints:
         for later in [s for s in self._best.all_steps() if s > step]:
             self._best.delete(later)
 
-    def save_candidate(self, step: int, params: Any, wer: float) -> None:
-        """Offer parameters with their dev WER; the best ``average_best`` are kept (of equals, the later)."""
-        self._best.save(step, args=ocp.args.StandardSave(params), metrics={"wer": wer})
+    def save_candidate(self, step: int, params: Any, score: float) -> None:
+        """Offer parameters; the ``average_best`` of the lowest scores are kept (of equals, the later)."""
+        self._best.save(step, args=ocp.args.StandardSave(params), metrics={"score": score})
 
     def best_steps(self) -> list[int]:
         """Steps held for averaging, ascending."""

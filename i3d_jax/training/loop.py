@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -27,7 +27,10 @@ class TrainingConfig:
     eval_every_epochs: int = 1
     """Dev evaluation and selection every so many epochs."""
     average_best: int = 10
-    """Checkpoints, best dev WER first, averaged into the final model."""
+    """Checkpoints, best first, averaged into the final model."""
+    best_by: Literal["wer", "latest"] = "wer"
+    """What makes a checkpoint best: the lowest dev WER, or being the latest. A gated fine-tuning starts with every
+    gate open, so that its lowest WERs belong to checkpoints that skip nothing: it wants ``latest``."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints for resuming (one is written at every evaluation too)."""
     max_bad_steps: int = 10
@@ -144,7 +147,8 @@ def fit(
         if done in evaluations:
             read()
             dev = evaluate(done, state.params)
-            checkpoints.save_candidate(done, state.params, float(dev["wer"]))
+            score = float(dev["wer"]) if config.best_by == "wer" else -float(done)
+            checkpoints.save_candidate(done, state.params, score)
             logger.scalars(done, dev, "dev", epoch=_epoch(planner, done))
             window = _Window()
         if done in evaluations or done % config.checkpoint_every_steps == 0:
