@@ -19,7 +19,10 @@ from i3d_jax.data.corpora import load_corpus
 from i3d_jax.experiment import load_config, load_saved_config
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scoring import compare, score
+from i3d_jax.model.gates import GateConfig
 from i3d_jax.runner import train
+from i3d_jax.training.losses import LossConfig
+from i3d_jax.training.warm_start import WarmStartConfig
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Path(__file__).with_name("tiny_config.py")
@@ -269,3 +272,31 @@ def test_the_committed_model_transcribes_its_sample():
         assert score([reference], [result.text]).wer <= 25
         assert result.executed_layers < asr.config.model.encoder.num_layers
     assert len({result.text for result in results.values()}) == 1
+
+
+def test_global_normalisation_and_local_gates_from_a_dense_run(tmp_path):
+    config = load_config(CONFIG)
+    dense = dataclasses.replace(
+        config,
+        name="dense",
+        frontend=dataclasses.replace(config.frontend, normalization="global", normalize_variance=True),
+        model=dataclasses.replace(config.model, gates=GateConfig()),
+        loss=LossConfig(),
+        training=dataclasses.replace(config.training, epochs=1),
+    )
+    started = train(dense, tmp_path / "dense")
+    gated = dataclasses.replace(
+        dense,
+        name="local",
+        model=dataclasses.replace(dense.model, gates=GateConfig(predictor="local")),
+        loss=LossConfig(utility_weight=1.0),
+        warm_start=WarmStartConfig(run=str(tmp_path / "dense")),
+    )
+    recognizer = train(gated, tmp_path / "local")
+    for ours, theirs in zip(recognizer.stats, started.stats, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert (np.asarray(recognizer.stats.std) > 0).all()
+    assert recognizer.tokenizer.encode("LOW HILL") == started.tokenizer.encode("LOW HILL")
+    other = dataclasses.replace(gated, tokenizer=dataclasses.replace(gated.tokenizer, vocab_size=30))
+    with pytest.raises(ValueError, match=r"tokenizer.vocab_size: 40 there, 30 here"):
+        train(other, tmp_path / "other")
