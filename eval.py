@@ -13,7 +13,7 @@ from i3d_jax.experiment import load_saved_config, parse_flags, run_program
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
 from i3d_jax.inference.scoring import compare
-from i3d_jax.runner import evaluate_run, log
+from i3d_jax.runner import evaluate_run, evaluation_folder, log
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,8 @@ def main(argv: list[str]) -> None:
     if config.model.gates.predictor != "none" and stats.is_static:
         log("static: the gates are the same for every utterance")
     if flags.against:
-        name = f"{tag}{flags.split.replace('/', '_')}-{flags.execution}"
-        name += "" if flags.threshold is None else f"-{flags.threshold:g}"
-        difference = compare(run / "eval" / name, epath.Path(flags.against).expanduser())
+        folder = evaluation_folder(run, flags.split, flags.execution, flags.threshold, tag)
+        difference = compare(folder, epath.Path(flags.against).expanduser())
         low, high = difference.interval
         log(
             f"WER minus that of {flags.against}: {difference.difference:+.2f} points, "

@@ -254,6 +254,17 @@ def dev_metrics(
     return metrics
 
 
+def _file_name(stem: str, threshold: float | None) -> str:
+    return stem.replace("/", "_") + ("" if threshold is None else f"-{threshold:g}")
+
+
+def evaluation_folder(
+    workdir: epath.Path, split: str, execution: Execution, threshold: float | None = None, tag: str = ""
+) -> epath.Path:
+    """Where ``evaluate_run`` writes one evaluation."""
+    return workdir / "eval" / _file_name(f"{tag}{split}-{execution}", threshold)
+
+
 def evaluate_run(
     recognizer: Recognizer,
     config: ExperimentConfig,
@@ -267,7 +278,6 @@ def evaluate_run(
     corpus = load_corpus(config.data, split)
     log(corpus.describe())
     decide = recognizer.decision(threshold)
-    label, suffix = tag + split.replace("/", "_"), "" if threshold is None else f"-{threshold:g}"
     rows: list[ReportRow] = []
     stats: GateStats | None = None
     for execution in executions:
@@ -275,15 +285,15 @@ def evaluate_run(
         factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
         row = result.row(recognizer.config.name, execution, split, factor)
         stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
-        _write_evaluation(
-            workdir / "eval" / f"{label}-{execution}{suffix}", result, row, stats, config, recognizer.gate_names
-        )
+        folder = evaluation_folder(workdir, split, execution, threshold, tag)
+        _write_evaluation(folder, result, row, stats, config, recognizer.gate_names)
         rows.append(row)
     assert stats is not None
     if config.model.gates.predictor != "none":
         beta = config.model.gates.threshold if threshold is None else threshold
         title = f"{recognizer.config.name}, {split}"
-        plot_gate_probabilities(stats, workdir / f"gates-{label}{suffix}.png", title, threshold=beta)
+        picture = workdir / f"{_file_name(f'gates-{tag}{split}', threshold)}.png"
+        plot_gate_probabilities(stats, picture, title, threshold=beta)
     return rows, stats
 
 
