@@ -53,9 +53,11 @@ class ModelOutput(NamedTuple):
       mask: [B, T] bool, True for valid encoder frames.
       gates: [B, N, M], the gates that were applied: boolean decisions, or floats in training.
       gate_probabilities: [B, N, M] float32, p(execute); ones for a model without a gate predictor.
+      intermediate_logits: [B, T, V] each, of the layers that were asked for (InterCTC).
     """
 
     logits: jax.Array
     mask: jax.Array
     gates: jax.Array
     gate_probabilities: jax.Array
+    intermediate_logits: tuple[jax.Array, ...] = ()

@@ -53,6 +53,7 @@ _BELOW_ONE = (
     "model.encoder.dropout",
     "model.encoder.attention_dropout",
     "model.encoder.positional_dropout",
+    "loss.interctc_weight",
     "optimizer.beta1",
     "optimizer.beta2",
 )
@@ -112,6 +113,12 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
         yield f"augment.frequency_mask_width={width}: expected at most frontend.num_mels={config.frontend.num_mels}"
     if encoder.num_heads >= 1 and encoder.d_model % encoder.num_heads:
         yield f"model.encoder.d_model={encoder.d_model}: expected a multiple of num_heads={encoder.num_heads}"
+    taps = config.loss.interctc_layers
+    if any(not 1 <= tap < encoder.num_layers for tap in taps) or list(taps) != sorted(set(taps)):
+        yield (
+            f"loss.interctc_layers={taps}: expected ascending numbers from 1 to "
+            f"model.encoder.num_layers - 1 = {encoder.num_layers - 1}"
+        )
     if config.optimizer.schedule == "inverse_sqrt" and config.optimizer.warmup_steps < 1:
         yield "optimizer.warmup_steps=0: the schedule inverse_sqrt is defined by its warm-up: expected at least 1"
     if config.loss.utility_weight > 0 and config.model.gates.predictor == "none":

@@ -90,6 +90,7 @@ class ASRModel:
         execute: Execute = masked,
         gate_key: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        taps: tuple[int, ...] = (),
     ) -> ModelOutput:
         """Features [B, T, F] with mask [B, T] to logits, gates and gate probabilities.
 
@@ -101,10 +102,12 @@ class ASRModel:
           execute: ``masked`` or ``conditional``.
           gate_key: of random decisions.
           dropout_key: None switches dropout off.
+          taps: numbers of layers whose outputs go through the CTC head too (InterCTC, arXiv 2102.03216).
         """
         embed_key, encoder_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         x, mask = self.embed(params, features, mask, embed_key)
         encoded = self.encoder.apply(
-            params, x, mask, decide, execute=execute, gate_key=gate_key, dropout_key=encoder_key
+            params, x, mask, decide, execute=execute, gate_key=gate_key, dropout_key=encoder_key, taps=taps
         )
-        return ModelOutput(self.project(params, encoded.x), mask, encoded.gates, encoded.probabilities)
+        intermediate = tuple(self.project(params, tapped) for tapped in encoded.taps)
+        return ModelOutput(self.project(params, encoded.x), mask, encoded.gates, encoded.probabilities, intermediate)

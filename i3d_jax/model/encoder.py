@@ -13,6 +13,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -60,11 +61,12 @@ class LayerFns(NamedTuple):
 
 
 class EncoderOutput(NamedTuple):
-    """Encoder states [B, T, D] (before the final norm), gates [B, N, M] and p(execute) [B, N, M]."""
+    """Encoder states [B, T, D] (before the final norm), gates [B, N, M], p(execute) [B, N, M], states at the taps."""
 
     x: jax.Array
     gates: jax.Array
     probabilities: jax.Array
+    taps: tuple[jax.Array, ...] = ()
 
 
 def masked(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax.Array:
@@ -206,8 +208,9 @@ class Encoder:
         execute: Execute = masked,
         gate_key: jax.Array | None = None,
         dropout_key: jax.Array | None = None,
+        taps: tuple[int, ...] = (),
     ) -> EncoderOutput:
-        """Encode x [B, T, D] with mask [B, T] in one scan over the layers.
+        """Encode x [B, T, D] with mask [B, T] in one scan over the layers, cut only at the taps.
 
         Args:
           params: from ``init``.
@@ -217,6 +220,7 @@ class Encoder:
           execute: ``masked`` or ``conditional``.
           gate_key: of random decisions; each layer folds its index in.
           dropout_key: None switches dropout off.
+          taps: numbers of layers (1 to N - 1, ascending) whose outputs are returned too.
         """
         context = Context(mask)
         local = params["predictor"] if self.gates.predictor == "local" else None
@@ -229,5 +233,10 @@ class Encoder:
             return x, (gates, self.probabilities(logits))
 
         xs = (jnp.arange(self.config.num_layers), params["layers"], local, self.predict(params, x, mask))
-        x, (gates, probabilities) = jax.lax.scan(body, x, xs)
-        return EncoderOutput(x, jnp.swapaxes(gates, 0, 1), jnp.swapaxes(probabilities, 0, 1))
+        tapped, outputs = [], []
+        for first, last in pairwise((0, *taps, self.config.num_layers)):
+            x, ys = jax.lax.scan(body, x, jax.tree.map(lambda leaf, cut=slice(first, last): leaf[cut], xs))
+            tapped.append(x)
+            outputs.append(ys)
+        gates, probabilities = jax.tree.map(lambda *parts: jnp.swapaxes(jnp.concatenate(parts), 0, 1), *outputs)
+        return EncoderOutput(x, gates, probabilities, tuple(tapped[:-1]))

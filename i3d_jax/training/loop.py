@@ -70,6 +70,7 @@ class _Window:
         return {
             "loss": float(totals.loss) / count,
             "ctc": float(totals.ctc) / count,
+            **({"interctc": float(totals.interctc) / count} if totals.interctc else {}),
             "utility": float(totals.utility) / count,
             "layers": float(totals.executed_layers) / count,
             "grad_norm": float(np.mean(self.grad_norms)),

@@ -1,6 +1,7 @@
-"""CTC and utility loss.
+"""CTC, intermediate CTC and utility loss.
 
-L = L_CTC + lambda * L_utility (paper, Eqs. 5 and 6). The CTC loss is the negative log-likelihood of the transcript,
+L = L_ASR + lambda * L_utility (paper, Eqs. 5 and 6), where L_ASR = (1 - w) * L_CTC + w * mean of the intermediate CTC
+losses (InterCTC, arXiv 2102.03216, Eq. 9 with several layers; w = 0 without). The CTC loss is the negative log-likelihood of the transcript,
 summed over time and averaged over utterances: the scale at which the paper's lambda of 1 to 13 makes sense.
 """
 
@@ -17,17 +18,25 @@ from i3d_jax.types import Batch, ModelOutput
 
 @dataclass(frozen=True)
 class LossConfig:
-    """L = L_CTC + utility_weight * L_utility (paper, Eq. 5)."""
+    """L = L_ASR + utility_weight * L_utility (paper, Eq. 5)."""
 
     utility_weight: float = 0.0
     """lambda of Eq. 5; the CTC loss is summed over time and averaged over utterances."""
+    interctc_layers: tuple[int, ...] = ()
+    """Layers (1 to N - 1, ascending) whose outputs get a CTC loss too, through the final norm and the CTC head."""
+    interctc_weight: float = 0.66
+    """Share of the intermediate losses, together, in L_ASR (ESPnet's recipe); without ``interctc_layers`` it is 0."""
 
 
 class LossTotals(NamedTuple):
-    """Sums over the valid utterances of a batch, each a scalar; divide by ``utterances`` after merging."""
+    """Sums over the valid utterances of a batch, each a scalar; divide by ``utterances`` after merging.
+
+    ``ctc`` is that of the last layer, ``interctc`` the mean of the intermediate ones (0 without).
+    """
 
     loss: jax.Array
     ctc: jax.Array
+    interctc: jax.Array
     utility: jax.Array
     executed_layers: jax.Array
     utterances: jax.Array
@@ -58,13 +67,18 @@ def ctc_loss(logits: jax.Array, mask: jax.Array, labels: jax.Array, num_labels: 
 def total_loss(config: LossConfig, output: ModelOutput, batch: Batch) -> tuple[jax.Array, LossTotals]:
     """The loss averaged over the valid utterances of the (global) batch, and its parts as totals."""
     valid = jnp.asarray(batch.valid, jnp.float32)
-    ctc = ctc_loss(output.logits, output.mask, jnp.asarray(batch.labels), jnp.asarray(batch.num_labels))
+    labels, num_labels = jnp.asarray(batch.labels), jnp.asarray(batch.num_labels)
+    ctc = ctc_loss(output.logits, output.mask, labels, num_labels)
+    taps = [ctc_loss(logits, output.mask, labels, num_labels) for logits in output.intermediate_logits]
+    interctc = sum(taps, start=jnp.zeros_like(ctc)) / max(len(taps), 1)
+    weight = config.interctc_weight if taps else 0.0
     used = utility(output.gates)
-    loss = ctc + config.utility_weight * used
+    loss = (1.0 - weight) * ctc + weight * interctc + config.utility_weight * used
     count = jnp.sum(valid)
 
     def total(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(batch.valid, x, 0.0))
 
-    totals = LossTotals(total(loss), total(ctc), total(used), total(executed_layers(output.gates)), count)
+    layers = executed_layers(output.gates)
+    totals = LossTotals(total(loss), total(ctc), total(interctc), total(used), total(layers), count)
     return totals.loss / jnp.maximum(count, 1.0), totals

@@ -75,7 +75,15 @@ def make_train_step(
         features = spec_augment(config.augment, batch.augment_seed, features, mask)
 
         def loss_fn(params: Any) -> tuple[jax.Array, LossTotals]:
-            output = model.apply(params, features, mask, decide, gate_key=gate_key, dropout_key=dropout_key)
+            output = model.apply(
+                params,
+                features,
+                mask,
+                decide,
+                gate_key=gate_key,
+                dropout_key=dropout_key,
+                taps=config.loss.interctc_layers,
+            )
             return total_loss(config.loss, output, batch)
 
         (loss, totals), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

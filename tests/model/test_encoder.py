@@ -49,6 +49,19 @@ def test_scan_equals_the_equations(predictor, x, mask):
         np.testing.assert_array_equal(output.gates, pattern)
 
 
+@pytest.mark.parametrize("predictor", ["none", "local", "global"])
+def test_taps_are_the_outputs_of_their_layers_and_change_nothing_else(predictor, x, mask):
+    encoder, params = make(predictor)
+    pattern = jax.random.bernoulli(jax.random.key(2), 0.5, (3, LAYERS, 2))
+    plain = encoder.apply(params, x, mask, Fixed(pattern))
+    tapped = encoder.apply(params, x, mask, Fixed(pattern), taps=(1, 2))
+    for one, other in zip(plain[:3], tapped[:3], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    for layer, states in zip((1, 2), tapped.taps, strict=True):
+        closed = pattern.at[:, layer:].set(False)  # skipping every later block leaves the output of this layer
+        np.testing.assert_allclose(states, encoder.apply(params, x, mask, Fixed(closed)).x, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("predictor", ["local", "global"])
 def test_soft_gates_multiply(predictor, x, mask):
     encoder, params = make(predictor)

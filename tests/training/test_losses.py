@@ -101,3 +101,16 @@ def test_filler_rows_may_hold_anything():
     np.testing.assert_array_equal(
         total_loss(LossConfig(2.0), output, batch)[0], total_loss(LossConfig(2.0), poisoned, batch)[0]
     )
+
+
+def test_interctc_mixes_the_mean_of_the_intermediate_losses():
+    batch, output = batch_and_output([True, False, True])
+    taps = tuple(jax.random.normal(jax.random.key(k), output.logits.shape) for k in (5, 6))
+    output = output._replace(intermediate_logits=taps)
+    loss, totals = total_loss(LossConfig(interctc_layers=(1, 2), interctc_weight=0.3), output, batch)
+    last, first, second = (
+        ctc_loss(logits, output.mask, batch.labels, batch.num_labels) for logits in (output.logits, *taps)
+    )
+    expected = np.mean([0.7 * last[i] + 0.15 * (first[i] + second[i]) for i in (0, 2)])
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(totals.interctc, sum(0.5 * (first[i] + second[i]) for i in (0, 2)), rtol=1e-5)
