@@ -172,7 +172,8 @@ def _train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
             f"{workdir} holds a run with other settings: {_differences(load_saved_config(saved), config)}; "
             "choose another --workdir or repeat those settings"
         )
-    save_config(config, saved)
+    if saved.exists() or not begun:  # one that was lost is written when these settings were found to fit
+        save_config(config, saved)
     if is_finished(workdir):
         log(f"{workdir} is finished already")
         return load(workdir)
@@ -212,6 +213,7 @@ def _fit(
     data = prepare_data(config, tokenizer)
     _check_start(config, data.tokenizer, dense, checkpoints)
     data.tokenizer.save(tokenizer_path)
+    save_config(config, workdir / "config.json")
     stats = dense.stats if dense else None
     if config.frontend.normalization == "global" and stats is None:
         stats = global_stats(config, data.train)

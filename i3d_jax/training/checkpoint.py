@@ -4,6 +4,8 @@ Each gets a manifest of digests when it is complete, and is compared with it bef
 """
 
 import logging
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -101,7 +103,11 @@ class Checkpoints:
         self._check_shapes({"params": params}, "params.")
 
     def _check_shapes(self, template: Any, prefix: str = "") -> None:
-        there = _shapes(self._resume.item_metadata(self.latest_step()).tree)
+        with self._reading():
+            metadata = self._resume.item_metadata(self.latest_step())
+            if metadata is None:
+                raise ValueError("it holds no arrays")
+            there = _shapes(metadata.tree)
         there = {name: shape for name, shape in there.items() if name.startswith(prefix)}
         here = _shapes(template)
         # A parameter says more than the moments that the optimiser keeps of it.
@@ -155,17 +161,22 @@ class Checkpoints:
         Raises:
           ValueError: it is of another model, or cannot be read.
         """
-        step = self._resume.latest_step()
         self._check_shapes(template._asdict())
+        with self._reading():
+            args = ocp.args.StandardRestore(_abstract(template._asdict()))
+            restored = self._resume.restore(self.latest_step(), args=args)
+        return TrainState(**restored)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         try:
-            restored = self._resume.restore(step, args=ocp.args.StandardRestore(_abstract(template._asdict())))
-        except Exception as error:  # one without digests; the readers of damaged bytes raise what they like
-            first = str(error).partition("\n")[0][:200]
+            yield
+        except Exception as error:  # of one without digests: the readers of damaged bytes raise what they like
+            step, first = self.latest_step(), str(error).partition("\n")[0][:200]
             raise ValueError(
                 f"{self._resume.directory}: step {step} cannot be read ({first}); delete the folder {step} there to "
                 "resume from the one before it"
             ) from error
-        return TrainState(**restored)
 
     def save_candidate(self, step: int, params: Any, score: float) -> None:
         """Offer parameters; the ``average_best`` of the lowest scores are kept (of equals, the later).
@@ -222,13 +233,28 @@ class Checkpoints:
 
 @contextmanager
 def _no_traceback_of_orbax() -> Iterator[None]:
-    """Keep Orbax from printing the traceback of what it raises as well."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(_not_an_error)
+    """Keep Orbax and TensorStore from printing tracebacks of what they raise as well."""
+    orbax, tasks, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
+
+    def quieter(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    orbax.addFilter(_not_an_error)
+    # The first write that fails ends the event loop to which the others, in threads of their own, still report. They
+    # may do so after the save, when the training is over: what keeps them quiet stays then.
+    tasks.addFilter(_not_an_error)
+    sys.unraisablehook = quieter
     try:
         yield
+    except BaseException:
+        warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # those not begun
+        raise
+    else:
+        tasks.removeFilter(_not_an_error)
+        sys.unraisablehook = hook
     finally:
-        logger.removeFilter(_not_an_error)
+        orbax.removeFilter(_not_an_error)
 
 
 def _not_an_error(record: logging.LogRecord) -> bool:
