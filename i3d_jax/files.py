@@ -15,12 +15,12 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     Missing parent folders are made.
 
     Raises:
-      OSError: it cannot be written; the error names ``path``.
+      OSError: it cannot be written; the error names ``path``, or the folder that cannot be made.
     """
     target = epath.Path(path)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    target.parent.mkdir(parents=True, exist_ok=True)
     with naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_bytes(data)
             temporary.replace(target)
