@@ -149,7 +149,7 @@ def test_a_bundle_round_trips(run, tmp_path):
     (tmp_path / "bundle" / "recognizer.json").write_text(
         (run / "model" / "recognizer.json").read_text().replace('"d_model": 32', '"d_model": 16')
     )
-    with pytest.raises(ValueError, match=r"recognizer.json has .* if you changed it on purpose, delete manifest.json"):
+    with pytest.raises(ValueError, match=r"recognizer.json has .*if you changed it on purpose, delete manifest.json"):
         i3d_jax.load(tmp_path / "bundle")
     (tmp_path / "bundle" / "manifest.json").unlink()
     with pytest.raises(ValueError, match="does not fit"):
