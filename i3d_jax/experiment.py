@@ -255,7 +255,10 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     """
     try:
         main(sys.argv[1:])
-    except (ValueError, FileNotFoundError, ModuleNotFoundError, TrainingDiverged) as error:
+    except BrokenPipeError:  # the reader of the output has gone: nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails again
+        raise SystemExit(1) from None
+    except (ValueError, OSError, ModuleNotFoundError, TrainingDiverged) as error:
         if os.environ.get("I3D_TRACEBACK"):
             raise
         _exit(Path(sys.argv[0]).name, error)
@@ -267,5 +270,6 @@ def _experiment_files() -> str:
 
 
 def _exit(prog: str, error: Exception) -> NoReturn:
-    print(f"{prog}: error: {error}", file=sys.stderr)
+    text = files.describe(error) if isinstance(error, OSError) else str(error)
+    print(f"{prog}: error: {text}", file=sys.stderr)
     raise SystemExit(2) from error

@@ -1,6 +1,9 @@
-"""Atomic file writing, on local disks and on cloud storage alike."""
+"""Atomic file writing, on local disks and on cloud storage alike, and words for what prevents it."""
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from etils import epath
@@ -10,16 +13,21 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     """Writes ``data`` to ``path`` through a temporary neighbour and a rename: readers see the old file or the new one.
 
     Missing parent folders are made.
+
+    Raises:
+      OSError: it cannot be written; the error names ``path``, or the folder that cannot be made.
     """
     target = epath.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with naming(target):
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(target)
+        except BaseException:
+            with suppress(OSError):  # of a disk that is read-only by now
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
@@ -32,3 +40,48 @@ def json_default(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r} cannot be written as JSON")
+
+
+@contextmanager
+def naming(path: epath.PathLike) -> Iterator[None]:
+    """Lets errors of the system name ``path``: those of writing to an open file name nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The error of the operating system in an exception or its causes; libraries in C++ give only its words."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return cause
+        for code in (*_FULL, *_CLOSED, errno.EIO):
+            if os.strerror(code) in str(cause):
+                return OSError(code, os.strerror(code))
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def remedy(error: OSError) -> str:
+    """What to do about an error of the operating system while writing."""
+    if error.errno in _FULL:
+        return "free space"
+    if error.errno in _CLOSED:
+        return "make it writable"
+    return "mend that"
+
+
+def describe(error: OSError) -> str:
+    """An error of the operating system in one line: path, reason, and a remedy where one is known."""
+    if error.errno is None or error.filename is None:
+        return str(error)
+    advice = f"; {remedy(error)} and run again" if error.errno in (*_FULL, *_CLOSED) else ""
+    return f"{error.filename}: {error.strerror}{advice}"

@@ -27,6 +27,8 @@ from i3d_jax.progress import progress
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.loop import fit
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from i3d_jax.training.recovery import steps_in
+from i3d_jax.training.run_lock import RunLock
 from i3d_jax.training.sharding import DataParallel
 from i3d_jax.training.step import StepConfig, init_state, make_train_step
 from i3d_jax.training.summaries import RunLogger
@@ -152,24 +154,66 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
     """Train a run, or resume it, up to its final model; a finished run is only loaded.
 
     Raises:
-      ValueError: the folder holds a run of another configuration.
+      ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good, or
+        another process trains there.
+      OSError: the folder cannot be written.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    with RunLock(workdir, log):
+        return _train(config, workdir)
+
+
+def _train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
     saved = workdir / "config.json"
     tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
-    if saved.exists() and tokenizer_path.exists() and load_saved_config(saved) != config:
+    begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
+    if saved.exists() and begun and load_saved_config(saved) != config:
         raise ValueError(
             f"{workdir} holds a run with other settings: {_differences(load_saved_config(saved), config)}; "
             "choose another --workdir or repeat those settings"
         )
-    save_config(config, saved)
+    if saved.exists() or not begun:  # one that was lost is written when these settings were found to fit
+        save_config(config, saved)
     if is_finished(workdir):
         log(f"{workdir} is finished already")
         return load(workdir)
     dense = dense_model(config, workdir)
+    with Checkpoints(workdir, config.training.average_best, say=log) as checkpoints:
+        final = _fit(config, workdir, dense, checkpoints)
+    final.save(workdir / "model")
+    return load(workdir)
+
+
+def _check_start(
+    config: ExperimentConfig, tokenizer: Tokenizer, dense: Recognizer | None, checkpoints: Checkpoints
+) -> None:
+    """Names what does not fit, from shapes alone.
+
+    Raises:
+      ValueError: the checkpoint to resume from, or the dense model to start from, is of another model.
+    """
+    model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
+    params = jax.eval_shape(model.init, jax.random.key(config.seed))
+    checkpoints.check(params, tokenizer.digest)
+    if dense:
+        try:
+            warm_start(params, dense.params)
+        except ValueError as error:
+            remedy = "give model.encoder and model.subsampling the values of that run, or choose another warm_start.run"
+            raise ValueError(f"warm start from {dense.config.name}: {error}\n{remedy}") from error
+
+
+def _fit(
+    config: ExperimentConfig, workdir: epath.Path, dense: Recognizer | None, checkpoints: Checkpoints
+) -> Recognizer:
+    tokenizer_path = workdir / "tokenizer.model"
     tokenizer = dense.tokenizer if dense else Tokenizer.load(tokenizer_path) if tokenizer_path.exists() else None
+    if tokenizer:
+        _check_start(config, tokenizer, dense, checkpoints)  # before the data is read
     data = prepare_data(config, tokenizer)
+    _check_start(config, data.tokenizer, dense, checkpoints)
     data.tokenizer.save(tokenizer_path)
+    save_config(config, workdir / "config.json")
     stats = dense.stats if dense else None
     if config.frontend.normalization == "global" and stats is None:
         stats = global_stats(config, data.train)
@@ -188,40 +232,36 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     log(f"{config.name}: {count / 1e6:.2f} M parameters, {total_steps} steps, {len(data.planner.buckets)} shapes")
-    with Checkpoints(workdir, config.training.average_best) as checkpoints:
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(state)
-            log(f"resumed from step {int(state.step)}")
-        start = int(state.step)
-        checkpoints.drop_candidates_after(start)
-        # Log lines carry the number of steps done: those up to the checkpoint stay.
-        with RunLogger(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger:
-            candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
-            fit(
-                state,
-                step,
-                iterate_batches(
-                    data.train,
-                    data.labels,
-                    data.planner,
-                    start_step=start,
-                    num_steps=total_steps - start,
-                    config=config.batching,
-                ),
-                planner=data.planner,
-                corpus=data.train,
-                config=config.training,
-                schedule=learning_rate_schedule(config.optimizer, total_steps),
-                parallel=parallel,
-                checkpoints=checkpoints,
-                logger=logger,
-                evaluate=partial(dev_metrics, config, data.dev, candidate, parallel, logger),
-            )
-            params = checkpoints.average(state.params)
-            final = Recognizer(recognizer_config, jax.device_get(params), data.tokenizer, stats)
-            logger.message(f"final model: average of steps {checkpoints.best_steps()}")
-    final.save(workdir / "model")
-    return load(workdir)
+    if checkpoints.latest_step() is not None:
+        state = checkpoints.restore(state)
+        log(f"resumed from step {int(state.step)}")
+    start = int(state.step)
+    # Log lines carry the number of steps done: those up to the checkpoint stay.
+    with RunLogger(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger:
+        candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
+        state = fit(
+            state,
+            step,
+            iterate_batches(
+                data.train,
+                data.labels,
+                data.planner,
+                start_step=start,
+                num_steps=total_steps - start,
+                config=config.batching,
+            ),
+            planner=data.planner,
+            corpus=data.train,
+            config=config.training,
+            schedule=learning_rate_schedule(config.optimizer, total_steps),
+            parallel=parallel,
+            checkpoints=checkpoints,
+            logger=logger,
+            evaluate=partial(dev_metrics, config, data.dev, candidate, parallel, logger),
+        )
+        params, source = checkpoints.final(state)
+        logger.message(f"final model: {source}")
+    return Recognizer(recognizer_config, jax.device_get(params), data.tokenizer, stats)
 
 
 def dev_metrics(

@@ -27,6 +27,7 @@ from i3d_jax.experiment import (
     load_saved_config,
     parse_command_line,
     parse_flags,
+    run_program,
     save_config,
     to_dict,
 )
@@ -462,3 +463,27 @@ def test_the_package_is_lazy():
         "import sys, i3d_jax; assert not {'jax', 'flax', 'numpy'} & set(sys.modules); i3d_jax.__version__; dir(i3d_jax)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (
+            OSError(28, "No space left on device", "runs/a/log.jsonl"),
+            "runs/a/log.jsonl: No space left on device; free ",
+        ),
+        (
+            PermissionError(13, "Permission denied", "runs/a"),
+            "runs/a: Permission denied; make it writable and run again",
+        ),
+        (OSError("one line already"), "one line already"),
+    ],
+)
+def test_errors_of_the_system_end_in_one_line(error, line, capsys):
+    def main(_):
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert caught.value.code == 2
+    assert f"error: {line}" in (printed := capsys.readouterr().err) and printed.count("\n") == 1

@@ -149,6 +149,9 @@ def test_a_bundle_round_trips(run, tmp_path):
     (tmp_path / "bundle" / "recognizer.json").write_text(
         (run / "model" / "recognizer.json").read_text().replace('"d_model": 32', '"d_model": 16')
     )
+    with pytest.raises(ValueError, match=r"recognizer.json has .*if you changed it on purpose, delete manifest.json"):
+        i3d_jax.load(tmp_path / "bundle")
+    (tmp_path / "bundle" / "manifest.json").unlink()
     with pytest.raises(ValueError, match="does not fit"):
         i3d_jax.load(tmp_path / "bundle")
 
@@ -256,7 +259,7 @@ def test_saving_never_replaces_something_else(run, tmp_path):
 def test_a_damaged_bundle_is_named(run, tmp_path):
     i3d_jax.load(run).save(tmp_path / "bundle")
     (tmp_path / "bundle" / "params.npz").write_bytes(b"PK not a zip")
-    with pytest.raises(ValueError, match=r"params.npz is damaged"):
+    with pytest.raises(ValueError, match=r"is damaged: params.npz has 12 bytes"):
         i3d_jax.load(tmp_path / "bundle")
 
 

@@ -3,6 +3,7 @@
 Ids: 0 ``<blank>`` (of CTC), 1 ``<unk>``, then the pieces, last ``<sos/eos>`` (not in the SentencePiece model).
 """
 
+import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,6 +112,11 @@ class Tokenizer:
             return cls(file.read_bytes())
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model, in hexadecimal."""
+        return hashlib.sha256(self._model).hexdigest()
 
     @property
     def vocab_size(self) -> int:

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import time
-import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +21,8 @@ from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, num_frames
 from i3d_jax.audio.io import read_audio, resample
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.execution import Execution, Pipeline, Recognition
+from i3d_jax.manifest import NAME as MANIFEST
+from i3d_jax.manifest import Damaged, check_manifest, write_manifest
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import count_flops
@@ -232,10 +233,12 @@ class Recognizer:
             arrays |= {f"stats/{k}": np.asarray(v, np.float32) for k, v in self.stats._asdict().items()}
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        (temporary / "params.npz").write_bytes(buffer.getvalue())
+        files.write_bytes(temporary / "params.npz", buffer.getvalue())
         self.tokenizer.save(temporary / "tokenizer.model")
+        write_manifest(temporary)
         old = path.parent / (path.name + ".old")
         if path.exists():
+            old.rmtree(missing_ok=True)  # of a save that was killed
             path.rename(old)
         temporary.rename(path)
         if old.exists():
@@ -247,7 +250,7 @@ def load(path: str | epath.PathLike) -> Recognizer:
 
     Raises:
       FileNotFoundError: no finished model there.
-      ValueError: the parameters do not fit the stated architecture.
+      ValueError: a file is damaged or missing, or the parameters do not fit the stated architecture.
     """
     root = epath.Path(path)
     bundle = root / "model" if (root / "model").exists() else root
@@ -258,22 +261,55 @@ def load(path: str | epath.PathLike) -> Recognizer:
             )
         raise FileNotFoundError(f"{root}: neither a finished run nor a model bundle (no recognizer.json)")
     try:
+        return _load_bundle(bundle)
+    except Damaged as damage:
+        if bundle == root:
+            remedy = "copy or pack the bundle again"
+        else:
+            remedy = f"delete {bundle} and run train.py as before: it makes the model again from the checkpoints"
+        raise Damaged(f"{bundle} is damaged: {damage}; {remedy}") from damage
+
+
+def _load_bundle(bundle: epath.Path) -> Recognizer:
+    if (bundle / MANIFEST).exists():  # bundles of earlier versions have none
+        try:
+            check_manifest(bundle)
+        except Damaged as damage:
+            if str(damage).startswith("recognizer.json"):
+                raise Damaged(f"{damage} (if you changed it on purpose, delete {MANIFEST} there)") from damage
+            raise
+    for name in ("params.npz", "tokenizer.model"):
+        if not (bundle / name).exists():
+            raise Damaged(f"{name} is missing")
+    try:
         config = from_dict(RecognizerConfig, json.loads((bundle / "recognizer.json").read_text()))
     except ValueError as error:
-        raise ValueError(f"{bundle}/recognizer.json: {error}") from error
-    tokenizer = Tokenizer.load(bundle / "tokenizer.model")
+        raise Damaged(f"recognizer.json: {error}") from error
+    try:
+        tokenizer = Tokenizer.load(bundle / "tokenizer.model")
+    except ValueError as error:
+        raise Damaged(str(error).removeprefix(f"{bundle}/")) from error
     try:
         with np.load(io.BytesIO((bundle / "params.npz").read_bytes())) as arrays:
-            flat = {k.removeprefix("params/"): arrays[k] for k in arrays.files if k.startswith("params/")}
-            stats = {k.removeprefix("stats/"): arrays[k] for k in arrays.files if k.startswith("stats/")}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{bundle}/params.npz is damaged ({error}); pack the bundle again") from error
-    params = unflatten({k: v.astype(np.float32) for k, v in flat.items()})
-    recognizer = Recognizer(config, params, tokenizer, GlobalStats(**stats) if stats else None)
+            stored = {k: np.asarray(arrays[k], np.float32) for k in arrays.files}
+        flat = {k.removeprefix("params/"): v for k, v in stored.items() if k.startswith("params/")}
+        stats = {k.removeprefix("stats/"): v for k, v in stored.items() if k.startswith("stats/")}
+        global_stats = GlobalStats(**stats) if stats else None
+        params = unflatten(flat)
+    except OSError:
+        raise
+    except Exception as error:  # the readers of zip, zlib and npy raise what they like on damaged bytes
+        raise Damaged(f"params.npz cannot be read ({error})") from error
+    recognizer = Recognizer(config, params, tokenizer, global_stats)
     expected = flatten(jax.eval_shape(recognizer.model.init, jax.random.key(0)))
-    wrong = {k for k in expected.keys() | flat.keys() if k not in flat or k not in expected}
-    wrong |= {k for k in expected.keys() & flat.keys() if expected[k].shape != flat[k].shape}
+    there, wanted = ({k: tuple(v.shape) for k, v in arrays.items()} for arrays in (flat, expected))
+    wrong = sorted(k for k in there.keys() | wanted.keys() if there.get(k) != wanted.get(k))
     if wrong:
-        raise ValueError(f"{bundle}/params.npz does not fit recognizer.json: {', '.join(sorted(wrong)[:5])}")
+        name = wrong[0]
+        raise ValueError(
+            f"{bundle}/params.npz does not fit recognizer.json and tokenizer.model ({tokenizer.vocab_size} tokens): "
+            f"{name} is {there.get(name, 'missing')} there, {wanted.get(name, 'missing')} by them ({len(wrong)} arrays "
+            "differ); put the files of one bundle together again"
+        )
     recognizer.params = jax.device_put(params)
     return recognizer

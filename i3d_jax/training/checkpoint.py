@@ -1,36 +1,72 @@
-"""Orbax checkpoints of a run: ``checkpoints/`` to resume from, ``best/`` (parameters only) to average."""
+"""Orbax checkpoints of a run: ``checkpoints/`` to resume from, ``best/`` (parameters only) to average.
 
+Each gets a manifest of digests when it is complete, and is compared with it before use (``manifest.py``).
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from i3d_jax import files
+from i3d_jax.manifest import Damaged, write_manifest
+from i3d_jax.training import recovery
 from i3d_jax.training.step import TrainState
+
+_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree)
 
 
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by name: ``params.layers.mha.qkv.kernel``."""
+
+    def name(key: Any) -> str:
+        return str(next(getattr(key, kind) for kind in ("key", "idx", "name") if hasattr(key, kind)))
+
+    return {".".join(map(name, path)): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 class Checkpoints:
     """Checkpoints below a run directory; saving is atomic (Orbax writes aside and renames)."""
 
-    def __init__(self, workdir: str | epath.Path, average_best: int, keep: int = 2):
-        """Open, creating the folders if they are missing.
+    def __init__(self, workdir: str | epath.Path, average_best: int, keep: int = 2, say: Callable[[str], None] = print):
+        """Open to train, creating the folders if they are missing.
+
+        Damaged checkpoints and candidates are set aside in ``damaged/``; candidates of steps that will run again,
+        those beyond the newest good checkpoint, are deleted.
 
         Args:
           workdir: run directory.
           average_best: candidates kept, lowest score first.
-          keep: checkpoints kept for resuming.
+          keep: checkpoints kept for resuming; two, so that one is good while the other is written.
+          say: told what is damaged, a line each.
+
+        Raises:
+          ValueError: there are checkpoints, but none is good.
         """
-        workdir = epath.Path(workdir).absolute() if "://" not in str(workdir) else epath.Path(workdir)
-        options = dict(create=True, enable_async_checkpointing=False)
+        self._workdir = epath.Path(workdir).absolute() if "://" not in str(workdir) else epath.Path(workdir)
+        self._say = say
+        self._notes: dict[str, Any] = {}
+        self._saved_notes = recovery.recover_checkpoints(self._workdir, say) or {}
+        recovery.recover_candidates(self._workdir, max([0, *recovery.steps_in(self._workdir / "checkpoints")]), say)
+        options = dict(create=True, enable_async_checkpointing=False, cleanup_tmp_directories=True)
         self._resume = ocp.CheckpointManager(
-            workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=keep, **options)
+            self._workdir / "checkpoints",
+            item_handlers=ocp.StandardCheckpointHandler(),  # else the shapes cannot be read before a save or restore
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, **options),
         )
         self._best = ocp.CheckpointManager(
-            workdir / "best",
+            self._workdir / "best",
+            item_handlers=ocp.StandardCheckpointHandler(),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=average_best,
                 best_fn=lambda metrics: metrics["score"],
@@ -44,37 +80,128 @@ class Checkpoints:
         """Step of the newest checkpoint, or None."""
         return self._resume.latest_step()
 
+    def check(self, params: Any, tokenizer: str) -> None:
+        """Compare the newest checkpoint, if any, with the model that is to be trained, reading no parameters.
+
+        Args:
+          params: parameters, or their shapes.
+          tokenizer: digest of the tokenizer; later checkpoints record it.
+
+        Raises:
+          ValueError: it has other parameters or another tokenizer.
+        """
+        self._notes = {"tokenizer": tokenizer}
+        if self.latest_step() is None:
+            return
+        theirs = self._saved_notes.get("tokenizer", tokenizer)
+        if theirs != tokenizer:
+            raise ValueError(
+                f"{self._workdir / 'tokenizer.model'} is not the one that {self._resume.directory} was trained with: "
+                f"its SHA-256 is {tokenizer[:12]}..., expected {theirs[:12]}...; put that one back, delete the file to "
+                "have it made again from the same transcripts, or choose another --workdir"
+            )
+        self._check_shapes({"params": params}, "params.")
+
+    def _check_shapes(self, template: Any, prefix: str = "") -> None:
+        with self._reading():
+            metadata = self._resume.item_metadata(self.latest_step())
+            if metadata is None:
+                raise ValueError("it holds no arrays")
+            there = _shapes(metadata.tree)
+        there = {name: shape for name, shape in there.items() if name.startswith(prefix)}
+        here = _shapes(template)
+        # A parameter says more than the moments that the optimiser keeps of it.
+        order = sorted(there.keys() | here.keys(), key=lambda name: (not name.startswith("params."), name))
+        wrong = [name for name in order if there.get(name) != here.get(name)]
+        if wrong:
+            first = wrong[0]
+            raise ValueError(
+                f"{self._resume.directory}: step {self.latest_step()} is of another model: {first} is "
+                f"{there.get(first, 'missing')} there, {here.get(first, 'missing')} here ({len(wrong)} arrays differ); "
+                "give the settings it was trained with, or choose another --workdir"
+            )
+
     def save(self, state: TrainState) -> None:
-        """Save for resuming; a checkpoint of the same step is kept as it is."""
+        """Save for resuming; a checkpoint of the same step is kept as it is.
+
+        Raises:
+          OSError: it cannot be written; those before it are untouched.
+        """
         step = int(state.step)
         if step not in self._resume.all_steps():
-            self._resume.save(step, args=ocp.args.StandardSave(state._asdict()))
+            self._save(self._resume, step, state._asdict())
+
+    def _save(self, manager: ocp.CheckpointManager, step: int, tree: Any, **options: Any) -> None:
+        safe, folder = self.latest_step(), manager.directory
+        with _no_traceback_of_orbax():
+            try:
+                args = ocp.args.StandardSave(tree)
+                if not manager.save(step, args=args, custom_metadata=recovery.origin(safe), **options):
+                    raise RuntimeError(
+                        f"{folder}: step {step} was not saved, there are later ones: {manager.all_steps()}"
+                    )
+                if step in manager.all_steps():  # a candidate can be the worst, and gone again
+                    write_manifest(folder / str(step), self._notes)
+            except (OSError, ValueError) as error:  # TensorStore raises ValueError
+                if (reason := files.system_error(error)) is None:
+                    raise
+                for unfinished in (folder / str(step), *folder.glob(f"{step}{_UNFINISHED}*")):
+                    unfinished.rmtree(missing_ok=True)
+                trained = (
+                    f"nothing was saved before it: {files.remedy(reason)} and give the same command again"
+                    if safe is None
+                    else f"training up to step {safe} is safe in {self._resume.directory}: {files.remedy(reason)} and "
+                    "give the same command again to resume"
+                )
+                raise OSError(f"{folder}: step {step} cannot be saved ({reason.strerror}); {trained}") from error
 
     def restore(self, template: TrainState) -> TrainState:
-        """The newest checkpoint, placed and shaped as ``template``."""
-        step = self._resume.latest_step()
-        restored = self._resume.restore(step, args=ocp.args.StandardRestore(_abstract(template._asdict())))
+        """The newest checkpoint, placed and shaped as ``template``.
+
+        Raises:
+          ValueError: it is of another model, or cannot be read.
+        """
+        self._check_shapes(template._asdict())
+        with self._reading():
+            args = ocp.args.StandardRestore(_abstract(template._asdict()))
+            restored = self._resume.restore(self.latest_step(), args=args)
         return TrainState(**restored)
 
-    def drop_candidates_after(self, step: int) -> None:
-        """Forget candidates of steps that will run again: those beyond the step that a run resumes from."""
-        for later in [s for s in self._best.all_steps() if s > step]:
-            self._best.delete(later)
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of one without digests: the readers of damaged bytes raise what they like
+            step, first = self.latest_step(), str(error).partition("\n")[0][:200]
+            raise ValueError(
+                f"{self._resume.directory}: step {step} cannot be read ({first}); delete the folder {step} there to "
+                "resume from the one before it"
+            ) from error
 
     def save_candidate(self, step: int, params: Any, score: float) -> None:
-        """Offer parameters; the ``average_best`` of the lowest scores are kept (of equals, the later)."""
-        self._best.save(step, args=ocp.args.StandardSave(params), metrics={"score": score})
+        """Offer parameters; the ``average_best`` of the lowest scores are kept (of equals, the later).
+
+        Raises:
+          OSError: they cannot be written; what was saved before is untouched.
+        """
+        self._save(self._best, step, params, metrics={"score": score})
 
     def best_steps(self) -> list[int]:
         """Steps held for averaging, ascending."""
         return sorted(self._best.all_steps())
 
     def average(self, template: Any) -> Any:
-        """Mean of the held parameters, in float32.
+        """Mean of the held parameters, in float32; damaged ones are set aside.
 
         Raises:
-          FileNotFoundError: nothing was offered yet.
+          FileNotFoundError: nothing was offered yet, or nothing of it is good.
         """
+        for step in self.best_steps():
+            try:
+                recovery.check_step(self._best.directory / str(step))
+            except Damaged as damage:
+                recovery.leave_out(self._workdir, step, damage, self._say)
+        self._best.reload()
         steps = self.best_steps()
         if not steps:
             raise FileNotFoundError(f"no checkpoint with a dev score in {self._best.directory}")
@@ -83,6 +210,14 @@ class Checkpoints:
             params = self._best.restore(step, args=ocp.args.StandardRestore(_abstract(template)))
             total = params if total is None else jax.tree.map(lambda a, b: a + b, total, params)
         return jax.tree.map(lambda x: x / len(steps), total)
+
+    def final(self, last: TrainState) -> tuple[Any, str]:
+        """Parameters of the final model, and what they are: the average, or those of ``last`` if none can be made."""
+        try:
+            average = self.average(last.params)
+        except FileNotFoundError as error:
+            return last.params, f"parameters of step {int(last.step)}, the last, instead of an average: {error}"
+        return average, f"average of steps {self.best_steps()}"
 
     def close(self) -> None:
         """Release both managers."""
@@ -94,3 +229,33 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def _no_traceback_of_orbax() -> Iterator[None]:
+    """Keep Orbax and TensorStore from printing tracebacks of what they raise as well."""
+    orbax, tasks, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
+
+    def quieter(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    orbax.addFilter(_not_an_error)
+    # The first write that fails ends the event loop to which the others, in threads of their own, still report. They
+    # may do so after the save, when the training is over: what keeps them quiet stays then.
+    tasks.addFilter(_not_an_error)
+    sys.unraisablehook = quieter
+    try:
+        yield
+    except BaseException:
+        warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # those not begun
+        raise
+    else:
+        tasks.removeFilter(_not_an_error)
+        sys.unraisablehook = hook
+    finally:
+        orbax.removeFilter(_not_an_error)
+
+
+def _not_an_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR

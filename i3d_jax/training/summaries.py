@@ -1,17 +1,17 @@
 """What a training tells while it runs: a progress bar or log lines, a JSONL file, and TensorBoard."""
 
+import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from etils import epath
-from tensorboardX import SummaryWriter
 
 from i3d_jax import files
 from i3d_jax.progress import ProgressMeter
+from i3d_jax.training.event_file import EventFile
 
 _RESERVED = ("step", "kind", "time", "epoch")
 
@@ -47,18 +47,12 @@ class RunLogger:
         self._total_steps, self._start_step = total_steps, start_step
         self._interactive, self._seconds_between_lines = interactive, seconds_between_lines
         self._meter: ProgressMeter | None = None
-        self._writer: SummaryWriter | None = None
+        self._writer: EventFile | None = None
 
     def __enter__(self) -> "RunLogger":
         self._workdir.mkdir(parents=True, exist_ok=True)
         _drop_from(self._log, self._start_step)
-        # purge_step makes TensorBoard forget what an interrupted process wrote at or beyond it.
-        # The suffix keeps two processes started within a second apart: file names hold the time in seconds only.
-        self._writer = SummaryWriter(
-            os.fspath(self._workdir / "tensorboard"),
-            purge_step=self._start_step,
-            filename_suffix=f".from_{self._start_step}",
-        )
+        self._writer = EventFile(self._workdir / "tensorboard", self._start_step)
         self._meter = ProgressMeter(
             self._total_steps,
             "step",
@@ -69,12 +63,15 @@ class RunLogger:
         )
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._meter is not None:
-            self._meter.close()
-        if self._writer is not None:
-            self._writer.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        meter, writer = self._meter, self._writer
         self._meter = self._writer = None
+        if meter is not None:
+            meter.close()
+        if writer is not None:
+            # On a full disk closing fails as well: what ended the training is the better message.
+            with contextlib.suppress(*() if kind is None else (OSError,)):
+                writer.close()
 
     def scalars(
         self,
@@ -102,9 +99,9 @@ class RunLogger:
         numbers = {name: float(value) for name, value in values.items()}
         self._append(step, kind, epoch, numbers)
         for name, number in numbers.items():
-            writer.add_scalar(f"{kind}/{name}", number, step)
+            writer.scalar(f"{kind}/{name}", number, step)
         if epoch is not None:
-            writer.add_scalar(f"{kind}/epoch", epoch, step)
+            writer.scalar(f"{kind}/epoch", epoch, step)
         detail = " ".join(f"{name} {number:.4g}" for name, number in numbers.items())
         if epoch is not None:
             detail = f"epoch {epoch:.2f} {detail}"
@@ -120,14 +117,14 @@ class RunLogger:
 
     def text(self, step: int, name: str, text: str) -> None:
         """Logs a sample of text, such as a reference with its hypothesis, to the JSONL file and TensorBoard."""
-        self._open()[1].add_text(name, text, step)
+        self._open()[1].text(name, text, step)
         self._append(step, "text", None, {"name": name, "text": text})
 
     def message(self, text: str) -> None:
         """Prints a line for the reader, above the progress bar when there is one."""
         self._open()[0].write(text)
 
-    def _open(self) -> tuple[ProgressMeter, SummaryWriter]:
+    def _open(self) -> tuple[ProgressMeter, EventFile]:
         if self._meter is None or self._writer is None:
             raise RuntimeError("RunLogger is closed; use it inside `with RunLogger(...) as logger:`")
         return self._meter, self._writer
@@ -138,7 +135,7 @@ class RunLogger:
             record["epoch"] = round(float(epoch), 4)
         for name, value in values.items():
             record[name] = None if isinstance(value, float) and not math.isfinite(value) else value
-        with self._log.open("a") as file:
+        with files.naming(self._log), self._log.open("a") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

@@ -54,6 +54,5 @@ def test_candidates_of_steps_that_run_again_are_dropped(tmp_path):
         for step in (1, 2, 3):
             checkpoints.save_candidate(step, state_at(step).params, 10.0)
     with Checkpoints(tmp_path, 3) as checkpoints:
-        checkpoints.drop_candidates_after(int(checkpoints.restore(state_at(0)).step))
         assert checkpoints.best_steps() == [1, 2]
         checkpoints.save_candidate(3, state_at(3).params, 9.0)

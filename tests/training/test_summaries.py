@@ -4,7 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 
+from i3d_jax import files
 from i3d_jax.training.summaries import RunLogger
 
 
@@ -94,3 +96,17 @@ def test_misuse_is_named(tmp_path):
         logger.scalars(0, {"loss": 1.0})
     with logger, pytest.raises(ValueError, match=r"\['epoch'\].*rename"):
         logger.scalars(0, {"epoch": 1.0})
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "tensorboard"])
+def test_a_full_disk_names_the_file_and_does_not_hang(tmp_path, name):
+    logger = RunLogger(tmp_path, total_steps=100, interactive=False)
+    with pytest.raises(OSError, match=f"No space left on device: .*{name}") as caught, logger:
+        if name == "log.jsonl":
+            (tmp_path / name).symlink_to("/dev/full")
+        else:
+            logger._writer._records.close()
+            logger._writer._records = RecordWriter("/dev/full")
+        for step in range(100):
+            logger.scalars(step, {"loss": 1.0}, "dev")
+    assert files.describe(caught.value).endswith(": No space left on device; free space and run again")

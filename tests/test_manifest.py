@@ -1,0 +1,54 @@
+"""Digests: any flipped byte, cut or lost file is found."""
+
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from i3d_jax.manifest import NAME, Damaged, check_manifest, write_manifest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("manifest") / "folder"
+    (path / "deep" / "er").mkdir(parents=True)
+    (path / "one").write_bytes(bytes(range(100)))
+    (path / "deep" / "er" / "two").write_bytes(b"two")
+    write_manifest(path, {"tokenizer": "abc"})
+    return path
+
+
+def test_a_whole_folder_gives_its_notes(folder):
+    (folder / "unlisted").write_text("more")
+    assert check_manifest(folder) == {"tokenizer": "abc"}
+    (folder / "unlisted").unlink()
+
+
+@given(st.data())
+def test_any_flipped_bit_and_any_cut_is_found(folder, data):
+    name = data.draw(st.sampled_from(["one", "deep/er/two", NAME]))
+    whole = (folder / name).read_bytes()
+    position = data.draw(st.integers(0, len(whole) - 1))
+    damaged = bytearray(whole)
+    damaged[position] ^= 1 << data.draw(st.integers(0, 7))
+    if data.draw(st.booleans()):
+        damaged = damaged[:position]
+    (folder / name).write_bytes(bytes(damaged))
+    try:
+        with pytest.raises(Damaged, match=f"^{name} has"):
+            check_manifest(folder)
+    finally:
+        (folder / name).write_bytes(whole)
+    check_manifest(folder)
+
+
+def test_lost_files_are_named(folder, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "deep" / "er" / "two").unlink()
+    with pytest.raises(Damaged, match="^deep/er/two is missing"):
+        check_manifest(copy)
+    (copy / NAME).unlink()
+    with pytest.raises(FileNotFoundError, match=NAME):
+        check_manifest(copy)
