@@ -66,7 +66,7 @@ def _prepare(builder: "SpeechBuilder") -> dict[str, Any]:
     kept = place.exists()
     report = builder.prepare()
     reasons = ", ".join(f"{len(ids)} {reason} ({some(ids, 2)})" for reason, ids in report["rejected"].items())
-    note = f" (kept from before, remove {place} to prepare it again)" if kept else ""
+    note = f" (kept, made from {report['origin']}; remove {place} to prepare it again)" if kept else ""
     print(
         f"{report['dataset']}/{report['split']}: {report['utterances']} utterances, {report['hours']:.2f} h, "
         f"{report['speakers']} speakers, {len(report['characters'])} characters; rejected: {reasons or 'none'}{note}",

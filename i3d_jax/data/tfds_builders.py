@@ -84,7 +84,10 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         for leftover in epath.Path(self.data_dir).parent.glob("incomplete.*"):
             leftover.rmtree()
         self.download_and_prepare()
-        report: dict[str, Any] = json.loads((epath.Path(self.data_dir) / REPORT).read_text())
+        path = epath.Path(self.data_dir) / REPORT
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: not there, so the folder is not what this command makes; remove it")
+        report: dict[str, Any] = json.loads(path.read_text())
         return report
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -214,12 +217,18 @@ class ArchiveBuilder(SpeechBuilder):
 
     def records(self) -> Iterator[SpeechRecord]:
         """See `read_archive`."""
-        megabyte = 1 << 20
-        total = -(-self._archive.stat().length // megabyte)
+        total = _mebibytes(self._archive.stat().length)
         with ProgressMeter(total, self._archive.name, unit="MiB") as meter:
-            yield from read_archive(
-                self._archive, self.rejected, lambda position: meter.update_to(-(-position // megabyte))
-            )
+
+            def advance(position: int) -> None:
+                if _mebibytes(position) > meter.done:
+                    meter.update_to(_mebibytes(position))
+
+            yield from read_archive(self._archive, self.rejected, advance)
+
+
+def _mebibytes(size: int) -> int:
+    return -(-size // (1 << 20))
 
 
 class FolderBuilder(SpeechBuilder):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from i3d_jax import files
@@ -151,7 +152,7 @@ def _open(place: Prepared, split: str) -> TfdsRecords:
             # TFDS cannot make its Audio feature without TensorFlow; stored are the bytes of the FLAC file.
             from grain.sources import ArrayRecordDataSource
 
-            integer = tfds.features.Scalar("int64")
+            integer = tfds.features.Scalar(np.int64)
             features = tfds.features.FeaturesDict(
                 {key: tfds.features.Text() for key in ("speech", "text", "id")}
                 | {"speaker_id": integer, "chapter_id": integer}
