@@ -115,6 +115,19 @@ def test_a_failure_leaves_no_split(downloads, tmp_path, capsys):
     assert len(shards(tmp_path / "out")) == 2
 
 
+def test_a_full_disk_leaves_no_split(downloads, tmp_path, capsys, monkeypatch):
+    from i3d_jax.data import tfds_builders
+
+    class Full(tfds_builders.ArrayRecordWriter):
+        def close(self):
+            raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(tfds_builders, "ArrayRecordWriter", Full)
+    with pytest.raises(OSError, match=r"dev_clean/.*: cannot write the shards \(.*No space left.*is the disk full\?"):
+        run(capsys, downloads, tmp_path / "out")
+    assert not list((tmp_path / "out/librispeech/dev_clean").iterdir())
+
+
 # Stops, as if the disk were slow, when a third of the utterances is written.
 SLOW = """
 import sys, time
@@ -216,6 +229,17 @@ def test_program(downloads, tmp_path):
     assert done.stderr.splitlines() == ["dev-clean.tar.gz 1/1 MiB"]  # nothing of TFDS's own
     failed = call(tmp_path / "nowhere", tmp_path / "out")
     assert failed.returncode == 2 and failed.stderr.count("\n") == 1 and "prepare.py: error: SRC" in failed.stderr
+
+
+def test_tfds_is_imported_when_it_is_needed():
+    code = """
+import sys, i3d_jax.runner, i3d_jax.cli.prepare
+from i3d_jax.data.corpora import DataConfig, load_corpus
+load_corpus(DataConfig(source="synthetic"), "train")
+print({"tensorflow", "tensorflow_datasets", "array_record"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_an4(tmp_path, capsys):
