@@ -90,8 +90,7 @@ def read_archive(
     chapters = _Chapters(path, rejected)
     with path.open("rb") as raw:
         try:
-            stream = _uncompressed(raw)
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 18) as tar:
+            with tarfile.open(fileobj=_uncompressed(raw), mode="r|", bufsize=1 << 18) as tar:
                 while (member := _next(tar)) is not None:
                     advance(raw.tell())
                     if reason := _hostile(member):
@@ -105,8 +104,6 @@ def read_archive(
                         assert file is not None  # a regular file
                         yield from chapters.add(place, member.name, file.read())
                 _check_end(tar)
-            while stream.read(1 << 20):  # to the checksum of the compression
-                pass
             advance(raw.tell())
         except _DAMAGE as error:
             raise ValueError(f"{path}: truncated or corrupt archive ({error}); download it again") from error
@@ -131,7 +128,7 @@ def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Tarfile takes a missing end mark, and a damaged header too, for the end of the archive."""
+    """Reads on to the checksum of the compression; and tarfile takes a damaged header for the end of the archive."""
     stream: Any = tar.fileobj
     padding = 0
     while rest := stream.read(1 << 18):
