@@ -3,6 +3,7 @@
 import io
 from fractions import Fraction
 from os import PathLike
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -29,9 +30,22 @@ def read_audio(path: str | PathLike[str], sample_rate: int) -> np.ndarray:
     """
     file = epath.Path(path)
     try:
-        samples, rate = soundfile.read(io.BytesIO(file.read_bytes()), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+        data = file.read_bytes()
+    except OSError as error:
         raise _unreadable(file, error) from error
+    return decode_audio(data, str(file), sample_rate)
+
+
+def decode_audio(data: bytes, file: str, sample_rate: int) -> np.ndarray:
+    """As `read_audio`, from the bytes of a file; ``file`` names them in errors.
+
+    Raises:
+      ValueError: see `read_audio`.
+    """
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise _not_audio(file, error) from error
     if not len(samples):
         raise ValueError(f"{file}: the audio file holds no samples; remove it from the corpus")
     peak = float(np.max(np.abs(samples)))  # NaN if any sample is
@@ -56,9 +70,21 @@ def audio_info(path: str | PathLike[str]) -> tuple[int, int]:
     file = epath.Path(path)
     try:
         with file.open("rb") as handle:
-            info = soundfile.info(handle)
-    except (soundfile.LibsndfileError, OSError) as error:
+            return header_info(handle, str(file))
+    except OSError as error:
         raise _unreadable(file, error) from error
+
+
+def header_info(handle: BinaryIO, file: str) -> tuple[int, int]:
+    """As `audio_info`, from an open file; ``file`` names it in errors.
+
+    Raises:
+      ValueError: see `audio_info`.
+    """
+    try:
+        info = soundfile.info(handle)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise _not_audio(file, error) from error
     if not 0 < info.frames < 2**40:  # streamed FLAC states no length, which libsndfile reports as 2**63 - 1
         raise ValueError(f"{file}: the header states {info.frames} samples; re-encode the file or remove it")
     return int(info.frames), int(info.samplerate)
@@ -67,6 +93,10 @@ def audio_info(path: str | PathLike[str]) -> tuple[int, int]:
 def _unreadable(file: epath.Path, error: Exception) -> Exception:
     if not file.exists():
         return FileNotFoundError(f"{file}: no such audio file; check the path")
+    return _not_audio(str(file), error)
+
+
+def _not_audio(file: str, error: Exception) -> ValueError:
     return ValueError(f"{file}: not readable as audio ({error}); expected FLAC, WAV, Ogg or MP3")
 
 

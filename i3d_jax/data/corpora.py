@@ -1,7 +1,8 @@
 """Corpora: utterances with their transcripts, lengths and audio.
 
-Three sources give the same `Corpus`: a folder in LibriSpeech layout, the generated demo corpus, and in-memory tones for
-tests. What cannot be used is never silently lost: it is counted under a reason in `Corpus.rejected`.
+Four sources give the same `Corpus`: a folder in LibriSpeech layout, a prepared TFDS data set, the generated demo
+corpus, and in-memory tones for tests. What cannot be used is never silently lost: it is counted under a reason in
+`Corpus.rejected`.
 """
 
 import os
@@ -16,6 +17,11 @@ from i3d_jax.audio import io as audio_io
 from i3d_jax.data import synthetic
 from i3d_jax.data.demo_corpus import DemoCorpusConfig, ensure_demo_corpus
 from i3d_jax.data.folder import read_folder, some
+from i3d_jax.data.records import RecordAudio
+from i3d_jax.data.tfds_source import read_prepared
+
+TFDS = "tfds:"
+"""What the sources of prepared data sets begin with."""
 
 TOO_SHORT = "too short"
 TOO_LONG = "too long"
@@ -28,11 +34,12 @@ class DataConfig:
     """Where the speech comes from."""
 
     source: str = "demo"
-    """``demo`` (generated speech), ``synthetic`` (in-memory tones, for tests), or a folder in LibriSpeech layout.
+    """``demo`` (generated speech), ``synthetic`` (in-memory tones, for tests), a folder in LibriSpeech layout, or a
+    data set that ``python -m i3d_jax.cli.prepare`` made: ``tfds:librispeech`` (a name in ``tfds_dir``), ``tfds:/path``.
     Environment variables are expanded: ``${I3D_SPEECH_DIR}/an4``."""
     train: str = "train"
     """Training split: a sub-folder of the source, a list of audio paths relative to it (``*.txt``), or several of
-    them joined by ``+``."""
+    them joined by ``+``. Of a ``tfds:`` source: splits, sliced if wished, ``train-clean-100[:10%]``."""
     dev: str = "dev"
     """Development split, written like ``train``; selects checkpoints."""
     test: str = "test"
@@ -45,6 +52,8 @@ class DataConfig:
     """Longer training utterances are rejected and counted."""
     cache_dir: str = "~/.cache/i3d_jax"
     """Folder of generated corpora and cached durations."""
+    tfds_dir: str = ""
+    """Folder of the data sets that ``tfds:`` names; empty: ``$TFDS_DATA_DIR``, or ``~/tensorflow_datasets``."""
     demo: DemoCorpusConfig = field(default_factory=DemoCorpusConfig)
     """The generated corpus (``source=demo``)."""
 
@@ -58,14 +67,15 @@ class Utterance:
       text: transcript, words separated by single spaces.
       num_samples: length in samples at the sampling rate of the corpus.
       speaker: speaker id.
-      audio: path of the audio file, or the samples themselves ([S] float32 at the rate of the corpus).
+      audio: path of the audio file, a record to read it from, or the samples themselves ([S] float32 at the rate of the
+        corpus).
     """
 
     id: str
     text: str
     num_samples: int
     speaker: str
-    audio: str | np.ndarray
+    audio: str | RecordAudio | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,8 @@ class Corpus:
     def load_audio(self, index: int) -> np.ndarray:
         """[S] float32 waveform of an utterance, at the rate of the corpus; errors of a bad file name it."""
         audio = self.utterances[index].audio
+        if isinstance(audio, RecordAudio):
+            return audio.read(self.sample_rate)
         return audio if isinstance(audio, np.ndarray) else audio_io.read_audio(audio, self.sample_rate)
 
     def describe(self) -> str:
@@ -120,7 +132,8 @@ class Corpus:
 def load_corpus(config: DataConfig, split: str) -> Corpus:
     """Loads a split.
 
-    How a folder is read: see `i3d_jax.data.folder`. The part of an id before the first ``-`` is the speaker.
+    How a folder is read: see `i3d_jax.data.folder`; a prepared data set: see `i3d_jax.data.tfds_source`. The part of
+    an id before the first ``-`` is the speaker.
 
     Args:
       config: sources and filters. ``min_seconds`` holds for every split, ``max_seconds`` only for ``split="train"``.
@@ -134,6 +147,16 @@ def load_corpus(config: DataConfig, split: str) -> Corpus:
     wanted = {"train": config.train, "dev": config.dev, "test": config.test}.get(split, split)
     if config.source == "synthetic":
         corpus = _synthetic_split(wanted, config)
+    elif config.source.startswith(TFDS):
+        source = _expand_variables(config.source).removeprefix(TFDS)
+        tfds_dir = _expand_variables(config.tfds_dir, "data.tfds_dir")
+        name, stored, rejected = read_prepared(source, wanted, tfds_dir, config.cache_dir)
+        rate = config.sample_rate
+        utterances = [
+            Utterance(s.id, s.text, audio_io.resampled_length(s.samples, s.rate, rate), s.speaker, s.audio)
+            for s in stored
+        ]
+        corpus = _unique(f"{name}/{wanted}", utterances, rate, rejected)
     else:
         demo = config.source == "demo"
         root = ensure_demo_corpus(config.demo, config.cache_dir) if demo else _source_folder(config.source)
@@ -222,15 +245,19 @@ def _speaker(utterance_id: str) -> str:
     return utterance_id.split("-")[0]
 
 
-def _source_folder(source: str) -> epath.Path:
-    for bare, braced in re.findall(r"\$(?:(\w+)|\{([^}]*)\})", source):
+def _expand_variables(text: str, key: str = "data.source") -> str:
+    for bare, braced in re.findall(r"\$(?:(\w+)|\{([^}]*)\})", text):
         if (bare or braced) not in os.environ:
             name = bare or braced
-            raise ValueError(f"data.source = {source!r}: the environment variable {name} is not set; export {name}=...")
-    root = epath.Path(os.path.expandvars(source)).expanduser()
+            raise ValueError(f"{key} = {text!r}: the environment variable {name} is not set; export {name}=...")
+    return os.path.expandvars(text)
+
+
+def _source_folder(source: str) -> epath.Path:
+    root = epath.Path(_expand_variables(source)).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(
-            f"data.source = {source!r}: there is no folder {root}; give 'demo', 'synthetic' or a folder in "
-            "LibriSpeech layout (<speaker>/<chapter>/<id>.flac beside <speaker>-<chapter>.trans.txt)"
+            f"data.source = {source!r}: there is no folder {root}; give 'demo', 'synthetic', 'tfds:...' or a "
+            "folder in LibriSpeech layout (<speaker>/<chapter>/<id>.flac beside <speaker>-<chapter>.trans.txt)"
         )
     return root

@@ -58,7 +58,7 @@ def read_folder(
     texts: dict[tuple[epath.Path, str], str] = {}
     paths: list[epath.Path] = []
     for part in wanted.split("+"):
-        place = _locate(root, part)
+        place = locate(root, part)
         is_list = part.endswith(".txt")
         found, transcripts = _read_list(root, place, rejected) if is_list else _walk(place)
         if not found:
@@ -85,8 +85,12 @@ def read_folder(
     return recordings, dict(rejected)
 
 
-def _locate(root: epath.Path, part: str) -> epath.Path:
-    """The list file or sub-folder that a split names."""
+def locate(root: epath.Path, part: str) -> epath.Path:
+    """The list file or sub-folder that a split names.
+
+    Raises:
+      FileNotFoundError: there is neither; the message lists what is there.
+    """
     is_list = part.endswith(".txt")
     places = [root / part] if is_list else [root / part, root / "LibriSpeech" / part]
     for place in places:
@@ -142,13 +146,26 @@ def _read_list(
 
 
 def _read_transcript(path: epath.Path) -> dict[str, str]:
-    entries = (line.split() for line in _read_text(path).split("\n"))  # splitlines would also cut at U+2028
+    return parse_transcript(path.read_bytes(), path)
+
+
+def parse_transcript(data: bytes, path: epath.PathLike) -> dict[str, str]:
+    """Id -> text of a ``*.trans.txt`` file; ``path`` names it in the error.
+
+    Raises:
+      ValueError: not UTF-8.
+    """
+    entries = (line.split() for line in _decode_text(data, path).split("\n"))  # splitlines would also cut at U+2028
     return {words[0]: " ".join(words[1:]) for words in entries if words}
 
 
 def _read_text(path: epath.Path) -> str:
+    return _decode_text(path.read_bytes(), path)
+
+
+def _decode_text(data: bytes, path: epath.PathLike) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
 

@@ -51,7 +51,7 @@ def load_batch(
             audio = change_speed(audio, speed)
         utterance, ids = corpus.utterances[index], labels[index]
         if audio.size > bucket.num_samples or len(ids) > bucket.num_labels:
-            where = f" ({utterance.audio})" if isinstance(utterance.audio, str) else ""
+            where = "" if isinstance(utterance.audio, np.ndarray) else f" ({utterance.audio})"
             raise ValueError(
                 f"utterance {utterance.id}{where} has {audio.size} samples and {len(ids)} labels, the plan allows "
                 f"{bucket.num_samples} and {bucket.num_labels}: the file changed after the corpus was read; run again"
