@@ -1,8 +1,9 @@
 """CTC, intermediate CTC and utility loss.
 
 L = L_ASR + lambda * L_utility (paper, Eqs. 5 and 6), where L_ASR = (1 - w) * L_CTC + w * mean of the intermediate CTC
-losses (InterCTC, arXiv 2102.03216, Eq. 9 with several layers; w = 0 without). The CTC loss is the negative log-likelihood of the transcript,
-summed over time and averaged over utterances: the scale at which the paper's lambda of 1 to 13 makes sense.
+losses (InterCTC, arXiv 2102.03216, Eq. 9 with several layers; w = 0 without). The CTC loss is the negative
+log-likelihood of the transcript, summed over time and averaged over utterances: the scale at which the paper's lambda
+of 1 to 13 makes sense.
 """
 
 from dataclasses import dataclass
