@@ -6,8 +6,10 @@ Run again with the same settings to resume; every field of the configuration can
 
 from dataclasses import dataclass, replace
 
+import jax
 from etils import epath
 
+from i3d_jax.allocator import keep_freed_memory
 from i3d_jax.experiment import load_saved_config, parse_command_line, run_program
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.recognizer import load
@@ -28,6 +30,8 @@ class TrainFlags:
 def main(argv: list[str]) -> None:
     """Train, evaluate, report."""
     flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     workdir = epath.Path(flags.workdir or f"runs/{config.name}").expanduser()
     models = [(train(config, workdir), config, workdir)]
     dense = find_dense_run(config, workdir)

@@ -236,25 +236,25 @@ def _fit(
         state = checkpoints.restore(state)
         log(f"resumed from step {int(state.step)}")
     start = int(state.step)
+    batches = iterate_batches(
+        data.train,
+        data.labels,
+        data.planner,
+        start_step=start,
+        num_steps=total_steps - start,
+        config=config.batching,
+    )
     # Log lines carry the number of steps done: those up to the checkpoint stay.
     with RunLogger(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger:
         candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
         state = fit(
             state,
             step,
-            iterate_batches(
-                data.train,
-                data.labels,
-                data.planner,
-                start_step=start,
-                num_steps=total_steps - start,
-                config=config.batching,
-            ),
+            parallel.prefetch(batches, config.batching.device_prefetch),
             planner=data.planner,
             corpus=data.train,
             config=config.training,
             schedule=learning_rate_schedule(config.optimizer, total_steps),
-            parallel=parallel,
             checkpoints=checkpoints,
             logger=logger,
             evaluate=partial(dev_metrics, config, data.dev, candidate, parallel, logger),

@@ -40,6 +40,8 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     "seed",
+    "batching.num_workers",
+    "batching.device_prefetch",
     "data.min_seconds",
     "data.demo.seed",
     "loss.utility_weight",

@@ -1,8 +1,9 @@
-"""From planned batches to padded arrays, read ahead by threads; the order is the plan's whatever the threads do."""
+"""From planned batches to padded arrays, read ahead by threads or processes, whose number never changes the order."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def iterate_batches(
       start_step: first step, counted from 0 over all epochs.
       num_steps: how many steps; or
       num_epochs: up to the end of which epoch, counted from the very first step.
-      config: threads, read-ahead, memory for decoded audio; None takes the planner's.
+      config: threads, worker processes, read-ahead, memory for decoded audio; None takes the planner's.
 
     Yields:
       (step, planned batch, loaded batch).
@@ -96,14 +97,8 @@ def iterate_batches(
         raise ValueError("give exactly one of num_steps and num_epochs")
     end = start_step + num_steps if num_steps is not None else planner.steps_before(num_epochs or 0)
     config = config or planner.config
-    audio = _AudioMemory(corpus, config.cache_gigabytes)
-
-    def load(step: int) -> tuple[int, PlannedBatch, Batch]:
-        epoch, position = planner.locate(step)
-        planned = planner.epoch(epoch)[position]
-        return step, planned, load_batch(corpus, labels, planned, load_audio=audio)
-
-    return _read_ahead(range(start_step, end), load, config)
+    load = _LoadStep(corpus, labels, planner, _AudioMemory(corpus, config.cache_gigabytes / max(config.num_workers, 1)))
+    return _read_ahead(range(start_step, end), load, config, config.num_workers)
 
 
 def iterate_eval(
@@ -121,14 +116,39 @@ def iterate_eval(
     return _read_ahead(planner.epoch(0), load, config or planner.config)
 
 
-def _read_ahead(items: Sequence[_Item], load: Callable[[_Item], _Loaded], config: BatchingConfig) -> Iterator[_Loaded]:
+def _read_ahead(
+    items: Sequence[_Item], load: Callable[[_Item], _Loaded], config: BatchingConfig, workers: int = 0
+) -> Iterator[_Loaded]:
     import grain  # here: it takes a second, which importing us need not pay
 
     threads = max(config.num_threads, 0)
     options = grain.ReadOptions(
         num_threads=threads, prefetch_buffer_size=max(config.prefetch, threads) if threads else 0
     )
-    return iter(grain.MapDataset.source(items).map(load).to_iter_dataset(options))
+    dataset = grain.MapDataset.source(items).map(load).to_iter_dataset(options)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain reads an absl flag when it starts workers (google/grain#1355)
+            flags.FLAGS.mark_as_parsed()
+        ahead = max(1, config.prefetch // workers)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead))
+    return iter(dataset)
+
+
+@dataclass(frozen=True)
+class _LoadStep:
+    """Step to batch; a class, for worker processes get it by pickling."""
+
+    corpus: Corpus
+    labels: Labels
+    planner: BatchPlanner
+    audio: "_AudioMemory"
+
+    def __call__(self, step: int) -> tuple[int, PlannedBatch, Batch]:
+        epoch, position = self.planner.locate(step)
+        planned = self.planner.epoch(epoch)[position]
+        return step, planned, load_batch(self.corpus, self.labels, planned, load_audio=self.audio)
 
 
 class _AudioMemory:
@@ -139,6 +159,9 @@ class _AudioMemory:
         self._bytes_left = gigabytes * 1e9
         self._kept: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _AudioMemory, (self._corpus, self._bytes_left / 1e9)  # a process keeps its own
 
     def __call__(self, index: int) -> np.ndarray:
         kept = self._kept.get(index)

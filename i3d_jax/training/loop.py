@@ -12,7 +12,6 @@ import optax
 from i3d_jax.data.batching import BatchPlanner, PlannedBatch
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.training.checkpoint import Checkpoints
-from i3d_jax.training.sharding import DataParallel
 from i3d_jax.training.step import StepMetrics, TrainState, TrainStep
 from i3d_jax.training.summaries import RunLogger
 from i3d_jax.types import Batch
@@ -87,7 +86,6 @@ def fit(
     corpus: Corpus,
     config: TrainingConfig,
     schedule: optax.Schedule,
-    parallel: DataParallel,
     checkpoints: Checkpoints,
     logger: RunLogger,
     evaluate: Callable[[int, Any], Mapping[str, float]],
@@ -99,12 +97,11 @@ def fit(
     Args:
       state: where to start; ``state.step`` is the number of batches already consumed.
       step: jitted, (state, batch) -> (state, metrics).
-      batches: (index of the step, plan, batch) from ``state.step`` on.
+      batches: (index of the step, plan, placed batch) from ``state.step`` on.
       planner: the plan, for epochs and totals.
       corpus: the training corpus, to name utterances.
       config: of the loop.
       schedule: learning rate of an update, for the log.
-      parallel: placement of batches.
       checkpoints: where to save.
       logger: where to log.
       evaluate: (step, params) -> dev metrics with ``wer``; called at the evaluation steps.
@@ -141,7 +138,7 @@ def fit(
             logger.advance(done)
 
     for index, planned, batch in batches:
-        state, metrics = step(state, parallel.put_batch(batch))
+        state, metrics = step(state, batch)
         done = index + 1
         read()
         pending = (done, planned, metrics)

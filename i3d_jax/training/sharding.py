@@ -4,12 +4,18 @@ The step is written for the global batch, so its losses, clipping and random num
 devices; the compiler inserts the reductions.
 """
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from i3d_jax.types import Batch
+
+_Plan = TypeVar("_Plan")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,15 @@ class DataParallel:
     def put_batch(self, batch: Any) -> Any:
         """Place a host batch, rows split over the devices."""
         return jax.device_put(batch, self.rows)
+
+    def prefetch(self, batches: Iterable[tuple[int, _Plan, Batch]], count: int) -> Iterator[tuple[int, _Plan, Batch]]:
+        """Place the batches of (step, plan, batch), ``count`` of them ahead of the one that is taken."""
+        placed: deque[tuple[int, _Plan, Batch]] = deque()
+        for step, planned, batch in batches:
+            placed.append((step, planned, self.put_batch(batch)))
+            if len(placed) > count:
+                yield placed.popleft()
+        yield from placed
 
     def replicate(self, tree: Any) -> Any:
         """Place a tree on every device."""

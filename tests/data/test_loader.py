@@ -135,3 +135,21 @@ def test_audio_stays_in_memory_up_to_the_limit(files, tmp_path):
         reads.clear()
         list(iterate_batches(corpus, [[2]] * 8, planner, num_epochs=3, config=config))
         assert len(reads) == expected
+
+
+def test_worker_processes_give_the_batches_of_the_plan():
+    planner = make_planner(speeds=(0.9, 1.1))
+    expected = list(iterate_batches(CORPUS, LABELS, planner, start_step=2, num_steps=7))
+    config = dataclasses.replace(CONFIG, num_workers=2, prefetch=2)
+    loaded = list(iterate_batches(CORPUS, LABELS, planner, start_step=2, num_steps=7, config=config))
+    assert [step for step, _, _ in loaded] == list(range(2, 9))
+    for (_, planned, batch), (_, its_planned, its_batch) in zip(expected, loaded, strict=True):
+        assert_same(planned, its_planned)
+        assert_same(batch, its_batch)
+
+
+def test_errors_of_worker_processes_name_the_file(files, tmp_path):
+    (tmp_path / "1-1-3.wav").write_bytes(b"no audio")
+    config = dataclasses.replace(CONFIG, num_workers=1, batch_multiple=1)
+    with pytest.raises(ValueError, match=r"1-1-3\.wav: not readable as audio"):
+        list(iterate_batches(files, [[2]] * 8, make_planner(files, [[2]] * 8), num_epochs=1, config=config))
