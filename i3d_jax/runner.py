@@ -21,6 +21,7 @@ from i3d_jax.inference.evaluation import Evaluation, evaluate, evaluation_planne
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
+from i3d_jax.inference.scoring import UtteranceErrors, read_errors
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.gates import SoftMean
 from i3d_jax.progress import progress
@@ -254,6 +255,24 @@ def dev_metrics(
     return metrics
 
 
+def load_split(config: ExperimentConfig, split: str) -> Corpus:
+    """The corpus of a split, announced."""
+    corpus = load_corpus(config.data, split)
+    log(corpus.describe())
+    return corpus
+
+
+def check_against(corpus: Corpus, folder: epath.Path) -> UtteranceErrors:
+    """Errors of an earlier evaluation, in the order of the corpus.
+
+    Raises:
+      FileNotFoundError: the folder holds no evaluation.
+      ValueError: it is one of other utterances than the corpus has.
+    """
+    words = [len(utterance.text.split()) for utterance in corpus.utterances]
+    return read_errors(folder).ordered_as([utterance.id for utterance in corpus.utterances], words, corpus.name)
+
+
 def _file_name(stem: str, threshold: float | None) -> str:
     return stem.replace("/", "_") + ("" if threshold is None else f"-{threshold:g}")
 
@@ -273,11 +292,18 @@ def evaluate_run(
     executions: tuple[Execution, ...],
     threshold: float | None = None,
     tag: str = "",
+    against: epath.Path | None = None,
 ) -> tuple[list[ReportRow], GateStats]:
-    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names."""
-    corpus = load_corpus(config.data, split)
-    log(corpus.describe())
+    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names.
+
+    Raises:
+      FileNotFoundError: no such split, or no evaluation in the folder ``against``.
+      ValueError: a bad threshold, or ``against`` holds other utterances; nothing has been evaluated then.
+    """
     decide = recognizer.decision(threshold)
+    corpus = load_split(config, split)
+    if against is not None:
+        check_against(corpus, against)
     rows: list[ReportRow] = []
     stats: GateStats | None = None
     for execution in executions:
