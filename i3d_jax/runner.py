@@ -1,6 +1,5 @@
 """A run from its configuration: prepare the data, train, evaluate, report."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
 from i3d_jax.data.loader import iterate_batches, iterate_eval
 from i3d_jax.data.tokenizer import Tokenizer
+from i3d_jax.dev_evaluation import dev_metrics
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
 from i3d_jax.inference.evaluation import Evaluation, evaluate, evaluation_planner, real_time_factor
 from i3d_jax.inference.execution import Execution
@@ -23,7 +23,6 @@ from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
 from i3d_jax.inference.scoring import UtteranceErrors, read_errors
 from i3d_jax.model.asr import ASRModel
-from i3d_jax.model.gates import SoftMean
 from i3d_jax.progress import progress
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.loop import fit
@@ -223,36 +222,6 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
             logger.message(f"final model: average of steps {checkpoints.best_steps()}")
     final.save(workdir / "model")
     return load(workdir)
-
-
-def dev_metrics(
-    config: ExperimentConfig,
-    dev: Corpus,
-    candidate: Recognizer,
-    parallel: DataParallel,
-    logger: RunLogger,
-    step: int,
-    params: Any,
-) -> Mapping[str, float]:
-    """WER of the dev set with thresholded gates; for gated models also executed layers, and WER with soft gates."""
-    candidate.params = params
-    run = partial(
-        evaluate,
-        candidate,
-        dev,
-        execution="masked",
-        config=replace(config.evaluation, bootstrap_samples=0),
-        batching=config.batching,
-        place=parallel.put_batch,
-        interactive=False,
-    )
-    result = run(decide=candidate.decision())
-    metrics = {"wer": result.score.wer, "cer": result.score.cer, "executed_layers": result.executed_layers}
-    if config.model.gates.predictor != "none":
-        soft = run(decide=SoftMean())
-        metrics |= {"soft_wer": soft.score.wer, "soft_layers": soft.executed_layers}
-    logger.text(step, "sample", f"ref: {result.references[0]}\nhyp: {result.hypotheses[0]}")
-    return metrics
 
 
 def load_split(config: ExperimentConfig, split: str) -> Corpus:

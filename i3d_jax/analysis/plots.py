@@ -104,6 +104,7 @@ def plot_sweeps(sweeps: Mapping[str, Sweep], path: epath.PathLike, title: str) -
     ):
         for (name, sweep), style in zip(sweeps.items(), _STYLES, strict=False):
             _draw_sweep(axis, sweep, value, name, style)
+        axis.plot([], [], linestyle="none", color="0.3", marker="o", markersize=7, label=r"filled: configured $\beta$")
         # One evaluation may be the baseline of several sweeps.
         for baseline in dict.fromkeys(sweep.baseline for sweep in sweeps.values() if sweep.baseline is not None):
             _draw_baseline(axis, baseline, value)
@@ -134,10 +135,7 @@ def _draw_sweep(axis: Axes, sweep: Sweep, value: str, name: str, style: tuple) -
         label=name, zorder=3,
     )  # fmt: skip
     own = np.array([point.beta == sweep.beta for point in sweep.points])
-    axis.plot(
-        x[own], wer[own], linestyle="none", color=color, marker=marker, markersize=7, zorder=4,
-        label=rf"configured $\beta$ = {sweep.beta:g}" if own.any() else None,
-    )  # fmt: skip
+    axis.plot(x[own], wer[own], linestyle="none", color=color, marker=marker, markersize=7, zorder=4)
 
 
 def _draw_baseline(axis: Axes, baseline: Baseline, value: str) -> None:
@@ -151,9 +149,11 @@ def _draw_baseline(axis: Axes, baseline: Baseline, value: str) -> None:
 
 def _write_thresholds(axis: Axes, sweep: Sweep) -> None:
     for point in sweep.points:
+        low = min(point.wer_interval or (point.wer,))
+        # Below the interval: beside the marker it would lie on the line.
         axis.annotate(
-            f"{point.beta:g}", (point.executed_layers, point.wer), xytext=(4, 4), textcoords="offset points",
-            fontsize=6.5, color="0.3",
+            f"{point.beta:g}", (point.executed_layers, low), xytext=(0, -3), textcoords="offset points",
+            fontsize=6.5, color="0.3", ha="center", va="top",
         )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def _scale_error_rates(axis: Axes, sweeps: list[Sweep]) -> None:
     wers = [point.wer for sweep in sweeps for point in sweep.points]
     if min(wers) > 0 and max(wers) > 5 * min(wers):
         axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.yaxis.set_minor_formatter(NullFormatter())
 
