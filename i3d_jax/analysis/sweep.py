@@ -109,7 +109,7 @@ def choose_thresholds(probabilities: np.ndarray, beta: float, max_points: int = 
             continue
         closed = first + int(np.argmax(gaps[first - 1 : last - 1]))
         if gaps[closed - 1] > _SAME and closed not in chosen.values():
-            chosen[_short_number(values[closed - 1], values[closed])] = closed
+            chosen[_short_number(float(values[closed - 1]), float(values[closed]))] = closed
     return sorted(chosen)
 
 
