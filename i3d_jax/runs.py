@@ -83,7 +83,7 @@ class RunSummary:
 
 
 def find_runs(folders: Sequence[epath.PathLike]) -> list[epath.Path]:
-    """The runs in and below folders, each once; a folder without any is returned itself.
+    """The runs in and below folders, each once. A folder without any is returned itself, and so is one beside runs.
 
     Raises:
       FileNotFoundError: a folder does not exist.
@@ -95,7 +95,10 @@ def find_runs(folders: Sequence[epath.PathLike]) -> list[epath.Path]:
             raise FileNotFoundError(f"{folder}: no such folder; give run directories, or a folder that holds some")
         if not folder.is_dir():  # a shell's runs/* names files too
             continue
-        for run in list(_runs_below(folder)) or [folder]:
+        runs = list(_runs_below(folder)) or [folder]
+        if folder not in runs:  # a folder of runs: what else lies in it is not lost
+            runs = [run for child in _children(folder) for run in list(_runs_below(child)) or [child]]
+        for run in runs:
             found.setdefault(str(run.resolve()), run)
     return list(found.values())
 
@@ -106,13 +109,16 @@ def _runs_below(folder: epath.Path, depth: int = 0) -> Iterator[epath.Path]:
         yield folder
     if depth == _MAX_DEPTH:
         return
-    try:
-        children = sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-    except OSError:  # not ours to read
-        return
-    for child in children:
+    for child in _children(folder):
         if not (is_run and child.name in _INSIDE):
             yield from _runs_below(child, depth + 1)
+
+
+def _children(folder: epath.Path) -> list[epath.Path]:
+    try:
+        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+    except OSError:  # not ours to read
+        return []
 
 
 def summarize(folder: epath.Path, now: float | None = None) -> RunSummary:

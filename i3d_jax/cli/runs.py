@@ -86,7 +86,7 @@ def differences(runs: Sequence[RunSummary], other: RunSummary) -> list[Differenc
 _COLUMNS: dict[str, Callable[[RunSummary], str]] = {
     "run": lambda run: str(run.path),
     "state": lambda run: run.state,
-    "epochs": lambda run: "-" if run.epochs is None else f"{run.epochs_done or 0:.3g}/{run.epochs}",
+    "epochs": lambda run: "-" if run.epochs is None else f"{_text(run.epochs_done, '.3g')}/{run.epochs}",
     "loss": lambda run: _text(run.train_loss, ".3g"),
     "best dev WER": lambda run: _text(run.best_dev_wer, ".2f"),
     "dev WER": lambda run: _text(run.dev_wer, ".2f"),

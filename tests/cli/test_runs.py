@@ -81,7 +81,8 @@ def runs(tmp_path):
 
 def test_runs_are_found_wherever_they_are_named_from(runs):
     names = [str(path.relative_to(runs)) for path in find_runs([runs])]
-    assert names == ["cut", "demo", "demo/dense", "foreign", "stopped"]
+    assert names == ["cut", "demo", "demo/dense", "empty", "foreign", "stopped"]
+    assert find_runs([runs / "empty"]) == [epath.Path(runs / "empty")]
     expanded = [runs / name for name in sorted(os.listdir(runs))]
     names = [str(path.relative_to(runs)) for path in find_runs([*expanded, runs / "demo" / "dense"])]
     assert names == ["cut", "demo", "demo/dense", "empty", "foreign", "stopped"]
@@ -152,7 +153,7 @@ def test_table(runs, capsys, monkeypatch):
     lines = first.splitlines()
     assert lines[0].split()[:3] == ["run", "state", "epochs"]
     assert [line.split()[0] for line in lines[2:]] == [
-        "runs/demo", "runs/demo/dense", "runs/stopped", "runs/cut", "runs/foreign"
+        "runs/demo", "runs/demo/dense", "runs/stopped", "runs/cut", "runs/empty", "runs/foreign"
     ]  # fmt: skip
     assert "interrupted at step 3 of about 8" in lines[4] and "15.00" in lines[2]
     assert settings_title == "Settings that differ:" and "optimizer.learning_rate" in settings
