@@ -1,6 +1,7 @@
 """Evaluate a trained run: ``python eval.py RUN --split=test --execution=conditional --threshold=0.5``.
 
 Writes hypotheses, references (``.trn``), each utterance's gates (JSONL) and ``report.json`` into ``RUN/eval/``.
+``python eval.py RUN --split=dev --sweep-threshold`` evaluates a gated run over thresholds instead.
 """
 
 from dataclasses import dataclass, replace
@@ -9,11 +10,13 @@ from typing import Annotated, Literal
 import tyro
 from etils import epath
 
+from i3d_jax.analysis.sweep import format_sweep
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
 from i3d_jax.inference.scoring import compare
 from i3d_jax.runner import evaluate_run, evaluation_folder, log
+from i3d_jax.threshold_sweep import sweep_file, sweep_run
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class EvalFlags:
     against: str = ""
     """Folder of another evaluation of the same utterances (``<run>/eval/<...>``): prints the difference in WER with its
     paired-bootstrap interval."""
+    sweep_threshold: tuple[float, ...] | None = None
+    """Evaluate these thresholds, ``--sweep-threshold=0.3,0.5``, with the execution ``conditional``; without values they
+    are chosen, on dev from the observed gates, on other splits those of the dev sweep. Writes a table and a figure,
+    ``RUN/eval/sweep-<split>.{json,png}``."""
 
 
 def main(argv: list[str]) -> None:
@@ -44,14 +51,22 @@ def main(argv: list[str]) -> None:
     if flags.data:
         config = replace(config, data=replace(config.data, source=flags.data))
     tag = f"{epath.Path(flags.data).name}-" if flags.data else ""
-    rows, stats = evaluate_run(recognizer, config, run, flags.split, (flags.execution,), flags.threshold, tag)
+    against = epath.Path(flags.against).expanduser() if flags.against else None
+    if flags.sweep_threshold is not None:
+        if flags.threshold is not None or flags.execution != "conditional":
+            raise ValueError("--sweep-threshold sets the threshold and the execution: leave out the options for one")
+        sweep = sweep_run(recognizer, config, run, flags.split, flags.sweep_threshold, against, tag)
+        table = sweep_file(run, flags.split, tag)
+        log(f"\n{format_sweep(sweep)}\n\nwritten: {table}, {table.with_suffix('.png')}")
+        return
+    rows, stats = evaluate_run(recognizer, config, run, flags.split, (flags.execution,), flags.threshold, tag, against)
     blocks = ", ".join(f"{name} {count:.2f}" for name, count in stats.executed_blocks.items())
     log(f"\n{format_table(rows)}\n\nexecuted blocks: {blocks}; distinct gate patterns: {stats.distinct_patterns}")
     if config.model.gates.predictor != "none" and stats.is_static:
         log("static: the gates are the same for every utterance")
-    if flags.against:
+    if against is not None:
         folder = evaluation_folder(run, flags.split, flags.execution, flags.threshold, tag)
-        difference = compare(folder, epath.Path(flags.against).expanduser())
+        difference = compare(folder, against)
         low, high = difference.interval
         log(
             f"WER minus that of {flags.against}: {difference.difference:+.2f} points, "

@@ -1,6 +1,5 @@
 """A run from its configuration: prepare the data, train, evaluate, report."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,13 +15,14 @@ from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
 from i3d_jax.data.loader import iterate_batches, iterate_eval
 from i3d_jax.data.tokenizer import Tokenizer
+from i3d_jax.dev_evaluation import dev_metrics
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
 from i3d_jax.inference.evaluation import Evaluation, evaluate, evaluation_planner, real_time_factor
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
+from i3d_jax.inference.scoring import UtteranceErrors, read_errors
 from i3d_jax.model.asr import ASRModel
-from i3d_jax.model.gates import SoftMean
 from i3d_jax.progress import progress
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.loop import fit
@@ -264,34 +264,22 @@ def _fit(
     return Recognizer(recognizer_config, jax.device_get(params), data.tokenizer, stats)
 
 
-def dev_metrics(
-    config: ExperimentConfig,
-    dev: Corpus,
-    candidate: Recognizer,
-    parallel: DataParallel,
-    logger: RunLogger,
-    step: int,
-    params: Any,
-) -> Mapping[str, float]:
-    """WER of the dev set with thresholded gates; for gated models also executed layers, and WER with soft gates."""
-    candidate.params = params
-    run = partial(
-        evaluate,
-        candidate,
-        dev,
-        execution="masked",
-        config=replace(config.evaluation, bootstrap_samples=0),
-        batching=config.batching,
-        place=parallel.put_batch,
-        interactive=False,
-    )
-    result = run(decide=candidate.decision())
-    metrics = {"wer": result.score.wer, "cer": result.score.cer, "executed_layers": result.executed_layers}
-    if config.model.gates.predictor != "none":
-        soft = run(decide=SoftMean())
-        metrics |= {"soft_wer": soft.score.wer, "soft_layers": soft.executed_layers}
-    logger.text(step, "sample", f"ref: {result.references[0]}\nhyp: {result.hypotheses[0]}")
-    return metrics
+def load_split(config: ExperimentConfig, split: str) -> Corpus:
+    """The corpus of a split, announced."""
+    corpus = load_corpus(config.data, split)
+    log(corpus.describe())
+    return corpus
+
+
+def check_against(corpus: Corpus, folder: epath.Path) -> UtteranceErrors:
+    """Errors of an earlier evaluation, in the order of the corpus.
+
+    Raises:
+      FileNotFoundError: the folder holds no evaluation.
+      ValueError: it is one of other utterances than the corpus has.
+    """
+    words = [len(utterance.text.split()) for utterance in corpus.utterances]
+    return read_errors(folder).ordered_as([utterance.id for utterance in corpus.utterances], words, corpus.name)
 
 
 def _file_name(stem: str, threshold: float | None) -> str:
@@ -313,11 +301,18 @@ def evaluate_run(
     executions: tuple[Execution, ...],
     threshold: float | None = None,
     tag: str = "",
+    against: epath.Path | None = None,
 ) -> tuple[list[ReportRow], GateStats]:
-    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names."""
-    corpus = load_corpus(config.data, split)
-    log(corpus.describe())
+    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names.
+
+    Raises:
+      FileNotFoundError: no such split, or no evaluation in the folder ``against``.
+      ValueError: a bad threshold, or ``against`` holds other utterances; nothing has been evaluated then.
+    """
     decide = recognizer.decision(threshold)
+    corpus = load_split(config, split)
+    if against is not None:
+        check_against(corpus, against)
     rows: list[ReportRow] = []
     stats: GateStats | None = None
     for execution in executions:

@@ -142,7 +142,8 @@ def normalize_arguments(arguments: Sequence[str], fields: Mapping[str, Any]) -> 
     """Checks a command line against the leaves of a dataclass and spells it the one way that tyro reads.
 
     ``--a.b_c=1`` and ``--a.b-c 1`` are the same; lists may be separated by spaces or commas; switches are
-    ``--flag``, ``--no-flag`` or ``--flag=false``.
+    ``--flag``, ``--no-flag`` or ``--flag=false``. A list without values is empty, which is not the None of
+    ``tuple[X, ...] | None``: it says that the option was given. A positional list takes any number of arguments.
 
     Args:
       arguments: the command line, without the program's name.
@@ -154,7 +155,8 @@ def normalize_arguments(arguments: Sequence[str], fields: Mapping[str, Any]) -> 
     Raises:
       ValueError: an unknown key, a missing value or one of another type.
     """
-    wanted_positionals = sum(_is_positional(annotation) for annotation in fields.values())
+    wanted = [annotation for annotation in fields.values() if _is_positional(annotation)]
+    wanted_positionals = len(arguments) if any(map(_is_list, wanted)) else len(wanted)
     options = {name: annotation for name, annotation in fields.items() if not _is_positional(annotation)}
     queue, positionals, result = list(arguments), [], []
     while queue:
@@ -172,8 +174,8 @@ def normalize_arguments(arguments: Sequence[str], fields: Mapping[str, Any]) -> 
             raise ValueError(_unknown(spelling, name, options))
         name = negated or name
         annotation = options[name]
-        origin = _strip(annotation)[0]
-        if origin is bool:
+        is_list = _is_list(annotation)
+        if _strip(annotation)[0] is bool:
             state = not negated
             if has_value:
                 if negated or text.lower() not in _BOOLEANS:
@@ -185,21 +187,21 @@ def normalize_arguments(arguments: Sequence[str], fields: Mapping[str, Any]) -> 
             continue
         if has_value:
             values = [text]
-        elif origin is tuple:
+        elif is_list:
             values = []
             while queue and not queue[0].startswith("--"):
                 values.append(queue.pop(0))
         else:
             values = [queue.pop(0)] if queue and not queue[0].startswith("--") else []
-        if origin is tuple:
+        if is_list:
             values = [part for value in values for part in value.split(",") if part]
-        if not values and origin is not tuple:
+        if not values and not is_list:
             raise ValueError(f"--{_option(name)}: expected {describe(annotation)}, got nothing")
         for value in values:
             if not _reads(annotation, value):
                 raise ValueError(f"--{_option(name)}: expected {describe(annotation)}, got {value!r}")
         # Attached where possible: a value may begin with a hyphen.
-        result += [f"--{_option(name)}={values[0]}"] if origin is not tuple else [f"--{_option(name)}", *values]
+        result += [f"--{_option(name)}={values[0]}"] if not is_list else [f"--{_option(name)}", *values]
     if len(positionals) > wanted_positionals:
         raise ValueError(f"unexpected argument {positionals[wanted_positionals]!r}; options are written --key=value")
     return positionals + result
@@ -225,6 +227,11 @@ def _negated(name: str, options: Mapping[str, Any]) -> str | None:
 
 def _is_positional(annotation: Any) -> bool:
     return get_origin(annotation) is Annotated and _POSITIONAL in get_args(annotation)[1:]
+
+
+def _is_list(annotation: Any) -> bool:
+    origin, args = _strip(annotation)
+    return origin is tuple or (origin in (Union, types.UnionType) and any(get_origin(arg) is tuple for arg in args))
 
 
 def _unknown(spelling: str, name: str, options: Mapping[str, Any]) -> str:

@@ -487,3 +487,34 @@ def test_errors_of_the_system_end_in_one_line(error, line, capsys):
         run_program(main)
     assert caught.value.code == 2
     assert f"error: {line}" in (printed := capsys.readouterr().err) and printed.count("\n") == 1
+
+
+@dataclass(frozen=True)
+class ListFlags:
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ("runs",)
+    """Runs."""
+    betas: tuple[float, ...] | None = None
+    """Thresholds."""
+    top: int = 3
+    """Count."""
+
+
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([], ListFlags()),
+        (["a", "b", "--top=2"], ListFlags(runs=("a", "b"), top=2)),
+        (["a", "--betas"], ListFlags(runs=("a",), betas=())),
+        (["a", "--betas", "--top=2"], ListFlags(runs=("a",), betas=(), top=2)),
+        (["a", "--betas=0.3,0.5"], ListFlags(runs=("a",), betas=(0.3, 0.5))),
+        (["a", "--betas", "0.3", "0.5", "--top", "2"], ListFlags(runs=("a",), betas=(0.3, 0.5), top=2)),
+    ],
+)
+def test_lists_of_flags_tell_given_without_values_from_not_given(argv, expected):
+    assert parse_flags(argv, ListFlags, "Lists.", prog="x") == expected
+
+
+def test_a_wrong_entry_of_an_optional_list_is_named(capsys):
+    with pytest.raises(SystemExit):
+        parse_flags(["a", "--betas=0.3,high"], ListFlags, "Lists.", prog="x")
+    assert "--betas: expected a list, each a number or none, got 'high'" in " ".join(capsys.readouterr().err.split())

@@ -23,6 +23,7 @@ from i3d_jax.model.gates import GateConfig
 from i3d_jax.runner import train
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.warm_start import WarmStartConfig
+from tests.training.test_summaries import read_events
 
 ROOT = Path(__file__).parents[1]
 CONFIG = Path(__file__).with_name("tiny_config.py")
@@ -46,6 +47,28 @@ def test_training_learns_and_leaves_everything_behind(run):
     for name in ("config.json", "tokenizer.model", "model/params.npz", "gates-test.png", "report.json", "tensorboard"):
         assert (run / name).exists(), name
     assert load_saved_config(run / "config.json").training.epochs == 12
+
+
+def test_tensorboard_shows_gates_and_transcripts_at_every_dev_evaluation(run):
+    steps = [line["step"] for line in log_lines(run) if line["kind"] == "dev"]
+    shown = {}
+    for event in read_events(run):
+        for value in event.summary.value:
+            shown.setdefault(value.tag, []).append((event.step, value))
+    assert [step for step, _ in shown["dev/gates"]] == steps
+    assert all(value.image.width > 100 for _, value in shown["dev/gates"])
+    layers = [line["executed_layers"] for line in log_lines(run) if line["kind"] == "dev"]
+    histograms = [value.histo for _, value in shown["dev/executed_layers_of_utterances"]]
+    assert [h.sum / h.num for h in histograms] == pytest.approx(layers)
+    corpus = load_corpus(load_saved_config(run / "config.json").data, "dev")
+    samples = [line for line in log_lines(run) if line["kind"] == "text"]
+    names = [f"sample/{corpus.utterances[i].id}" for i in (0, 5, 10, 15)]
+    assert [(line["step"], line["name"]) for line in samples] == [(step, name) for step in steps for name in names]
+    reference, hypothesis, executed = samples[-1]["text"].splitlines()
+    assert reference == f"ref: {corpus.utterances[15].text}" and hypothesis.startswith("hyp: ")
+    assert 0 <= float(executed.removeprefix("executed layers: ")) <= 2
+    for name in names:
+        assert any(tag.startswith(name) for tag in shown)
 
 
 def test_report(run):
@@ -179,6 +202,7 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     output, _ = (process := start_training(undisturbed)).communicate(timeout=300)
     assert process.returncode == 0, output.decode()
+    assert b"\r" not in output and b"\x1b" not in output, "plain lines where there is no terminal"
     total = log_lines(undisturbed)[-1]["step"]
     for stop in (total // 3, 2 * total // 3):
         process = start_training(killed)

@@ -117,11 +117,22 @@ def format_table(rows: Sequence[ReportRow]) -> str:
         ["-" if (value := dict(row)[key]) is None else form.format(value) for key, (_, form) in _COLUMNS.items()]
         for row in rows
     ]
+    return align_columns(header, body, [key in _TEXT_COLUMNS for key in _COLUMNS])
+
+
+def align_columns(header: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[bool]) -> str:
+    """Aligned plain text, two spaces between columns: header, a rule, one line a row.
+
+    Args:
+      header: titles, C of them.
+      body: rows of C cells.
+      left: C flags: a column of text stands at the left, one of numbers at the right.
+    """
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
 
     def align(line: Sequence[str]) -> str:
-        cells = zip(line, widths, _COLUMNS, strict=True)
-        return "  ".join(t.ljust(w) if key in _TEXT_COLUMNS else t.rjust(w) for t, w, key in cells).rstrip()
+        cells = zip(line, widths, left, strict=True)
+        return "  ".join(text.ljust(w) if at_left else text.rjust(w) for text, w, at_left in cells).rstrip()
 
     return "\n".join([align(header), "  ".join("-" * width for width in widths), *map(align, body)])
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -162,6 +163,69 @@ def paired_bootstrap(
     )
 
 
+@dataclass(frozen=True)
+class UtteranceErrors:
+    """Word errors of one evaluation, utterance by utterance, as read from its folder.
+
+    Attributes:
+      folder: where they are from, for messages.
+      ids: utterance ids, B of them.
+      errors: [B] int64 word errors.
+      words: [B] int64 reference words.
+    """
+
+    folder: str
+    ids: tuple[str, ...]
+    errors: np.ndarray
+    words: np.ndarray
+
+    def ordered_as(self, ids: Sequence[str], words: Sequence[int] | np.ndarray, name: str) -> "UtteranceErrors":
+        """The same utterances in another order.
+
+        Args:
+          ids: utterance ids of what this is to be compared with.
+          words: its reference words, one number for each id.
+          name: what it is called in messages.
+
+        Raises:
+          ValueError: other utterances, or other references.
+        """
+        place = {key: i for i, key in enumerate(self.ids)}
+        if place.keys() != set(ids):
+            extra, missing = len(place.keys() - set(ids)), len(set(ids) - place.keys())
+            raise ValueError(
+                f"{name} and {self.folder} are evaluations of different utterances ({missing} are missing in the "
+                f"latter, {extra} are only there); score both on one split"
+            )
+        order = [place[key] for key in ids]
+        different = [key for key, i, count in zip(ids, order, words, strict=True) if self.words[i] != count]
+        if different:
+            raise ValueError(
+                f"{name} and {self.folder} have references of different length for {len(different)} utterances, "
+                f"{different[0]} for one; score both on the same transcripts"
+            )
+        return UtteranceErrors(self.folder, tuple(ids), self.errors[order], self.words[order])
+
+
+def read_errors(folder: epath.PathLike) -> UtteranceErrors:
+    """Reads the ``utterances.jsonl`` of an evaluation folder.
+
+    Raises:
+      FileNotFoundError: the folder holds no evaluation.
+      ValueError: the file is damaged.
+    """
+    path = epath.Path(folder) / "utterances.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no evaluation there; make it with eval.py")
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        ids = tuple(str(row["id"]) for row in rows)
+        errors, words = (np.array([row[key] for row in rows], np.int64) for key in ("errors", "words"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); make it again with eval.py") from error
+    return UtteranceErrors(os.fspath(folder), ids, errors, words)
+
+
 def compare(a: epath.PathLike, b: epath.PathLike) -> PairedDifference:
     """Paired bootstrap of two evaluation folders (their ``utterances.jsonl``).
 
@@ -169,18 +233,9 @@ def compare(a: epath.PathLike, b: epath.PathLike) -> PairedDifference:
       FileNotFoundError: a folder holds no evaluation.
       ValueError: they are not evaluations of the same utterances.
     """
-    tables = []
-    for folder in (a, b):
-        path = epath.Path(folder) / "utterances.jsonl"
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no evaluation there; make it with eval.py")
-        tables.append({row["id"]: row for row in map(json.loads, path.read_text().splitlines())})
-    first, second = tables
-    if first.keys() != second.keys():
-        raise ValueError(f"{a} and {b} are evaluations of different utterances; score both on one split")
-    errors = [[table[key]["errors"] for key in first] for table in tables]
-    words = [[table[key]["words"] for key in first] for table in tables]
-    return paired_bootstrap(*(np.array(x, np.int64) for x in (errors[0], words[0], errors[1], words[1])))
+    first = read_errors(a)
+    second = read_errors(b).ordered_as(first.ids, first.words, first.folder)
+    return paired_bootstrap(first.errors, first.words, second.errors, second.words)
 
 
 def write_trn(path: epath.PathLike, ids: Sequence[str], texts: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ import contextlib
 import socket
 import time
 
+import numpy as np
 from etils import epath
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -48,6 +49,14 @@ class EventFile:
     def text(self, name: str, text: str, step: int) -> None:
         """Adds a text."""
         self._add(Event(step=step, summary=summary.text(name, text)))
+
+    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Adds a picture [H, W, 3] uint8."""
+        self._add(Event(step=step, summary=summary.image(name, pixels, dataformats="HWC")))
+
+    def histogram(self, name: str, values: np.ndarray, step: int) -> None:
+        """Adds how values [B] are distributed."""
+        self._add(Event(step=step, summary=summary.histogram(name, values, bins="auto")))
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 from etils import epath
 
 from i3d_jax import files
@@ -21,8 +22,8 @@ class RunLogger:
 
     ``<workdir>/log.jsonl`` gets one object for each call: ``step``, ``kind`` (``train``, ``dev`` or ``text``),
     ``time`` (Unix seconds), ``epoch`` when given, and the values; numbers that are not finite are written as null.
-    ``<workdir>/tensorboard`` gets the same as scalars ``<kind>/<name>`` and texts. stderr shows a bar with
-    an ETA on a terminal, else log lines at a limited rate.
+    ``<workdir>/tensorboard`` gets the same as scalars ``<kind>/<name>`` and texts, and images and histograms. stderr
+    shows a bar with an ETA on a terminal, else log lines at a limited rate.
 
     Args:
       workdir: run folder, made when missing.
@@ -117,8 +118,23 @@ class RunLogger:
 
     def text(self, step: int, name: str, text: str) -> None:
         """Logs a sample of text, such as a reference with its hypothesis, to the JSONL file and TensorBoard."""
-        self._open()[1].text(name, text, step)
+        # TensorBoard renders Markdown, where two blanks end a line.
+        self._open()[1].text(name, text.replace("\n", "  \n"), step)
         self._append(step, "text", None, {"name": name, "text": text})
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Logs a picture [H, W, 3] uint8 to TensorBoard.
+
+        Raises:
+          ValueError: the array is no such picture.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"image {name}: expected uint8 pixels [H, W, 3], got {pixels.dtype} {pixels.shape}")
+        self._open()[1].image(name, pixels, step)
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Logs how values [B] are distributed to TensorBoard."""
+        self._open()[1].histogram(name, np.asarray(values), step)
 
     def message(self, text: str) -> None:
         """Prints a line for the reader, above the progress bar when there is one."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from i3d_jax.inference.scoring import paired_bootstrap, score, write_jsonl, write_trn
+from i3d_jax.inference.scoring import paired_bootstrap, read_errors, score, write_jsonl, write_trn
 
 texts = st.lists(st.sampled_from(["a", "b", "cat", "é"]), max_size=6).map(" ".join)
 
@@ -39,6 +39,22 @@ def test_agrees_with_textbook_edit_distance(pairs):
     assert result.characters == sum(map(len, references))
     assert result.wer_interval[0] <= result.wer_interval[1]
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_errors_of_an_evaluation_are_put_in_order(tmp_path):
+    rows = [{"id": "b", "errors": 1, "words": 4}, {"id": "a", "errors": 2, "words": 3}]
+    write_jsonl(tmp_path / "utterances.jsonl", rows)
+    errors = read_errors(tmp_path).ordered_as(["a", "b"], [3, 4], "corpus")
+    assert errors.ids == ("a", "b") and errors.errors.tolist() == [2, 1] and errors.words.tolist() == [3, 4]
+    with pytest.raises(
+        ValueError, match=r"corpus and .* different utterances \(1 are missing in the latter, 2 are only"
+    ):
+        errors.ordered_as(["c"], [1], "corpus")
+    with pytest.raises(ValueError, match="different length for 1 utterances, b for one"):
+        errors.ordered_as(["a", "b"], [3, 5], "corpus")
+    (tmp_path / "utterances.jsonl").write_text('{"id": "a"}')
+    with pytest.raises(ValueError, match=r"utterances.jsonl is damaged"):
+        read_errors(tmp_path)
 
 
 def test_empty_references_count_as_insertions():

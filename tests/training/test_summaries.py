@@ -51,6 +51,25 @@ def test_jsonl_and_tensorboard(tmp_path):
     assert any("sample" in tag for tag in values)
 
 
+def test_pictures_and_histograms(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    with RunLogger(tmp_path, total_steps=4, interactive=False) as logger:
+        logger.image(3, "dev/gates", pixels)
+        logger.histogram(3, "dev/layers", np.array([1.0, 2.0, 2.0]))
+        logger.text(3, "sample/a", "ref: x\nhyp: y")
+        with pytest.raises(ValueError, match=r"expected uint8 pixels \[H, W, 3\], got float64"):
+            logger.image(3, "dev/gates", pixels.astype(float))
+    values = {value.tag: value for event in read_events(tmp_path) for value in event.summary.value}
+    assert (values["dev/gates"].image.height, values["dev/gates"].image.width) == (20, 30)
+    assert values["dev/gates"].image.encoded_image_string.startswith(b"\x89PNG")
+    assert values["dev/layers"].histo.num == 3 and values["dev/layers"].histo.sum == 5
+    (text,) = (value.tensor.string_val[0] for tag, value in values.items() if tag.startswith("sample/a"))
+    assert text == b"ref: x  \nhyp: y", "two lines in Markdown"
+    assert read_log(tmp_path) == [
+        {"step": 3, "kind": "text", "time": read_log(tmp_path)[0]["time"], "name": "sample/a", "text": "ref: x\nhyp: y"}
+    ]
+
+
 def test_resume_logs_every_step_once(tmp_path):
     train(tmp_path, range(0, 7), interactive=False)
     with (tmp_path / "log.jsonl").open("a") as file:

@@ -1,0 +1,95 @@
+"""The sweep of a run over thresholds: evaluated on a split, written as a table and a figure."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from etils import epath
+
+from i3d_jax.analysis.plots import plot_sweeps
+from i3d_jax.analysis.sweep import Sweep, read_baseline, read_sweep, sweep_points, write_sweep
+from i3d_jax.experiment import ExperimentConfig
+from i3d_jax.inference.evaluation import Evaluation, evaluate
+from i3d_jax.inference.recognizer import Recognizer
+from i3d_jax.inference.report import report_meta
+from i3d_jax.runner import check_against, load_split, log
+
+
+def sweep_file(workdir: epath.Path, split: str, tag: str = "") -> epath.Path:
+    """Where ``sweep_run`` writes the table; the figure lies beside it."""
+    return workdir / "eval" / f"sweep-{tag}{split.replace('/', '_')}.json"
+
+
+def sweep_run(
+    recognizer: Recognizer,
+    config: ExperimentConfig,
+    workdir: epath.Path,
+    split: str,
+    thresholds: Sequence[float] = (),
+    against: epath.Path | None = None,
+    tag: str = "",
+) -> Sweep:
+    """Evaluate a gated model over thresholds, with the execution ``conditional``, and write the table and the figure.
+
+    A threshold is an argument of the compiled program: only the first one compiles.
+
+    Args:
+      recognizer: the model.
+      config: of the run.
+      workdir: run directory; the files go below ``<workdir>/eval/``.
+      split: what to evaluate on.
+      thresholds: empty chooses them: on the dev and training splits from the observed gate probabilities, on others
+        those of the dev sweep.
+      against: evaluation folder of a dense model on the same utterances.
+      tag: leads the name of the files.
+
+    Raises:
+      FileNotFoundError: no evaluation in ``against``, or no dev sweep to take the thresholds from.
+      ValueError: the model has no gates, a threshold is no probability, or ``against`` holds other utterances.
+    """
+    gates = config.model.gates
+    if gates.predictor == "none":
+        raise ValueError(f"{workdir}: {recognizer.config.name} has no gates, so no threshold; sweep a gated run")
+    for threshold in thresholds:
+        recognizer.decision(threshold)
+    if not thresholds and split not in ("dev", "train", config.data.dev, config.data.train):
+        thresholds = _thresholds_of_dev(sweep_file(workdir, "dev"), split)
+    corpus = load_split(config, split)
+    errors = check_against(corpus, against) if against else None
+    baseline = read_baseline(against) if against else None
+
+    def evaluate_at(threshold: float) -> Evaluation:
+        run = partial(evaluate, config=config.evaluation, batching=config.batching)
+        result = run(recognizer, corpus, recognizer.decision(threshold), "conditional")
+        log(f"beta {threshold:g}: WER {result.score.wer:.2f}, {result.executed_layers:.2f} layers")
+        return result
+
+    points = sweep_points(
+        evaluate_at,
+        recognizer.gate_names,
+        thresholds=thresholds,
+        beta=gates.threshold,
+        local=gates.predictor == "local",
+        against=errors,
+    )
+    sweep = Sweep(
+        model=recognizer.config.name,
+        split=split,
+        beta=gates.threshold,
+        num_layers=config.model.encoder.num_layers,
+        points=tuple(sorted(points, key=lambda point: point.beta)),
+        baseline=baseline,
+    )
+    path = sweep_file(workdir, split, tag)
+    write_sweep(path, sweep, report_meta(seed=config.seed))
+    plot_sweeps({sweep.model: sweep}, path.with_suffix(".png"), f"{sweep.model}, {tag}{split}")
+    return sweep
+
+
+def _thresholds_of_dev(path: epath.Path, split: str) -> list[float]:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no sweep of the dev split yet, and thresholds are not chosen on {split}: run "
+            "--split=dev --sweep-threshold first, or name them: --sweep-threshold=0.3,0.5"
+        )
+    log(f"thresholds are those of {path}")
+    return [point.beta for point in read_sweep(path).points]
