@@ -16,6 +16,7 @@ from i3d_jax.model.asr import ModelConfig
 from i3d_jax.model.encoder import EncoderConfig
 from i3d_jax.model.subsampling import SubsamplingConfig
 from i3d_jax.training.loop import TrainingConfig
+from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig
 
 
@@ -31,19 +32,20 @@ def get_config() -> ExperimentConfig:
             max_seconds=10.0,
         ),
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=250),
-        batching=BatchingConfig(seconds_per_batch=40.0, num_buckets=4),
+        batching=BatchingConfig(seconds_per_batch=60.0, num_buckets=8),
         augment=AugmentConfig(
-            speeds=(0.9, 1.0, 1.1),
+            speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
             time_warp=5,
             num_frequency_masks=2,
-            frequency_mask_width=20,
-            num_time_masks=4,
+            frequency_mask_width=27,
+            num_time_masks=5,
             time_mask_ratio=0.05,
         ),
         model=ModelConfig(
             subsampling=SubsamplingConfig(channels=32),
-            encoder=EncoderConfig(num_layers=12, d_model=144, num_heads=4, ffn_dim=576, dropout=0.15),
+            encoder=EncoderConfig(num_layers=12, d_model=144, num_heads=4, ffn_dim=576, dropout=0.2),
         ),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=400, schedule="cosine", weight_decay=1e-2),
-        training=TrainingConfig(epochs=70, eval_every_epochs=2, average_best=10, checkpoint_every_steps=500),
+        loss=LossConfig(interctc_layers=(4, 8)),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=500, schedule="cosine", weight_decay=1e-2),
+        training=TrainingConfig(epochs=130, eval_every_epochs=2, average_best=10, checkpoint_every_steps=500),
     )
