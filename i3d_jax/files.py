@@ -1,6 +1,7 @@
 """Atomic file writing, on local disks and on cloud storage alike."""
 
 import os
+import stat
 from typing import Any
 
 from etils import epath
@@ -25,6 +26,22 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 def write_text(path: epath.PathLike, text: str) -> None:
     """As ``write_bytes``, in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def is_regular_file(path: epath.PathLike) -> bool:
+    """Whether `path` leads to a file with contents of its own; False for pipes, whose reading would wait, and nothing.
+
+    Raises:
+      PermissionError: a folder on the way may not be searched.
+    """
+    if "://" in os.fspath(path):
+        return bool(epath.Path(path).is_file())
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # nothing there, a loop of links, a name that no file can have
+        return False
 
 
 def json_default(value: Any) -> Any:

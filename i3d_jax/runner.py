@@ -17,7 +17,7 @@ from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
 from i3d_jax.data.loader import iterate_batches, iterate_eval
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
-from i3d_jax.inference.evaluation import Evaluation, evaluate, evaluation_planner, real_time_factor
+from i3d_jax.inference.evaluation import Evaluation, check_lengths, evaluate, evaluation_planner, real_time_factor
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
@@ -114,6 +114,7 @@ class TrainingData:
 def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> TrainingData:
     """Load the corpora, train the tokenizer unless one is given, and plan the batches."""
     train, dev = load_corpus(config.data, "train"), load_corpus(config.data, "dev")
+    check_lengths(dev, config.evaluation)  # here: not after the first epoch
     if tokenizer is None:
         tokenizer = Tokenizer.train([u.text for u in train.utterances], config.tokenizer)
     model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
@@ -275,9 +276,9 @@ def evaluate_run(
     tag: str = "",
 ) -> tuple[list[ReportRow], GateStats]:
     """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names."""
+    decide = recognizer.decision(threshold)  # first: it may be refused
     corpus = load_corpus(config.data, split)
     log(corpus.describe())
-    decide = recognizer.decision(threshold)
     rows: list[ReportRow] = []
     stats: GateStats | None = None
     for execution in executions:

@@ -34,11 +34,10 @@ def read_audio(path: str | PathLike[str], sample_rate: int) -> np.ndarray:
       FileNotFoundError: no such file.
       AudioError: not audio, truncated, no samples, NaN or infinite samples, or float samples far outside [-1, 1].
     """
-    blocks, rate = [], 0
-    for block, rate in _decode(epath.Path(path)):
-        blocks.append(block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
+    decoded = _decode(epath.Path(path))
+    blocks, rates = zip(*((b[:, 0] if b.shape[1] == 1 else b.mean(axis=1), rate) for b, rate in decoded), strict=True)
     mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    return np.clip(resample(mono, rate, sample_rate), -1.0, 1.0)
+    return np.clip(resample(mono, rates[0], sample_rate), -1.0, 1.0)
 
 
 def check_audio(path: str | PathLike[str]) -> tuple[int, int]:
@@ -51,10 +50,8 @@ def check_audio(path: str | PathLike[str]) -> tuple[int, int]:
       FileNotFoundError: no such file.
       AudioError: see `read_audio`.
     """
-    samples = rate = 0
-    for block, rate in _decode(epath.Path(path)):
-        samples += len(block)
-    return samples, rate
+    lengths, rates = zip(*((len(block), rate) for block, rate in _decode(epath.Path(path))), strict=True)
+    return sum(lengths), rates[0]
 
 
 def audio_info(path: str | PathLike[str]) -> tuple[int, int]:

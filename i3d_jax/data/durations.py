@@ -78,7 +78,9 @@ def _measure(unknown: Sequence[tuple[epath.Path, list[int]]], verify: bool) -> I
     if not unknown:
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # libsndfile decodes without holding the interpreter's lock
-        measures: Iterable[tuple[Measure, bool]] = pool.map(partial(_measure_one, verify), [path for path, _ in unknown])
+        measures: Iterable[tuple[Measure, bool]] = pool.map(
+            partial(_measure_one, verify), [path for path, _ in unknown]
+        )
         if len(unknown) >= _SHOWN_FROM:
             description = "checking audio" if verify else "reading audio lengths"
             measures = progress(measures, description, total=len(unknown))
@@ -100,13 +102,11 @@ def _measure_one(verify: bool, path: epath.Path) -> tuple[Measure, bool]:
 def _stamp(path: epath.Path) -> list[int] | str:
     """Size and modification time, or why there are none."""
     try:
-        if not path.is_file():
+        if not files.is_regular_file(path):
             return NOT_A_FILE
         stat = path.stat()
     except PermissionError:
         return NO_PERMISSION
-    except OSError:  # a loop of links
-        return NOT_A_FILE
     return [int(stat.length), int(stat.mtime)]
 
 

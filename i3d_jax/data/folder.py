@@ -2,7 +2,7 @@
 
 Audio (FLAC, WAV, Ogg, MP3) lies at any depth, and beside it ``*.trans.txt`` files with lines of ``<id> <TEXT>``; the id
 is the file name without suffix. Hidden files and folders are skipped. Symbolic links are followed, out of the source
-too; a link to a folder that was read already, or that holds the link, is counted and not entered.
+too; a link to a folder that was read already, or that holds one that was, is counted and not entered.
 
 Every audio file and every line of a transcript ends as a recording or under a reason.
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from etils import epath
 
+from i3d_jax import files
 from i3d_jax.data.durations import measure_audio
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
@@ -25,6 +26,7 @@ TRANSCRIPT_SUFFIX = ".trans.txt"
 NO_TRANSCRIPT = "audio without transcript"
 NO_AUDIO = "transcript without audio"
 EMPTY_TRANSCRIPT = "empty transcript"
+RESERVED_CHARACTER = "transcript with U+2581, the tokenizer's blank"
 REPEATED_LINE = "repeated transcript line"
 NOT_FOUND = "listed but not found"
 BAD_NAME = "file name with blanks or not in UTF-8"
@@ -84,6 +86,8 @@ def read_folder(
             rejected[NO_TRANSCRIPT].append(path.stem)
         elif not any(c.isprintable() and c != " " for c in text):
             rejected[EMPTY_TRANSCRIPT].append(path.stem)
+        elif "\u2581" in text:
+            rejected[RESERVED_CHARACTER].append(path.stem)
         elif path.suffix.lower() in OTHER_SUFFIXES:
             rejected[OTHER_FORMAT].append(path.stem)
         else:
@@ -137,7 +141,7 @@ def _walk(
     folder: epath.Path, seen: set[str], rejected: dict[str, list[str]]
 ) -> tuple[list[epath.Path], list[epath.Path]]:
     """Audio files and transcripts below a folder, sorted; `seen` holds the real paths of the folders entered."""
-    real = os.fspath(folder.resolve())
+    real = os.path.realpath(folder)  # epath's resolve() does not follow links
     seen.add(real)
     audio, transcripts = [], []
     for path in sorted(_entries(folder)):
@@ -148,14 +152,18 @@ def _walk(
         elif path.name.endswith(TRANSCRIPT_SUFFIX):
             transcripts.append(path)
         elif path.is_dir():
-            target = os.fspath(path.resolve())
-            if target in seen or f"{real}/".startswith(f"{target.rstrip('/')}/"):
+            target = os.path.realpath(path)
+            if target in seen or (target != f"{real}/{path.name}" and _holds_any(target, seen)):
                 rejected[FOLDER_AGAIN].append(path.name)
                 continue
             below = _walk(path, seen, rejected)
             audio += below[0]
             transcripts += below[1]
     return audio, transcripts
+
+
+def _holds_any(folder: str, others: Iterable[str]) -> bool:
+    return any(other.startswith(f"{folder.rstrip('/')}/") for other in others)
 
 
 def _entries(folder: epath.Path) -> list[epath.Path]:
@@ -218,7 +226,7 @@ def _read_transcripts(
 
 def _read_lines(path: epath.Path) -> list[str]:
     """Lines of a UTF-8 text, a byte-order mark left out, whichever line ends it has."""
-    if not path.is_file():  # opening a pipe would wait for ever
+    if not files.is_regular_file(path):  # opening a pipe would wait for ever
         raise FileNotFoundError(f"{path}: a broken link or no file; mend or remove it")
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -226,6 +234,8 @@ def _read_lines(path: epath.Path) -> list[str]:
         raise ValueError(f"{path}: expected UTF-8 text ({error.reason} at byte {error.start}); convert it") from None
     except PermissionError as error:
         raise PermissionError(f"{path}: no permission to read; change its permissions") from error
+    if "\0" in text:
+        raise ValueError(f"{path}: expected UTF-8 text, found a zero byte (UTF-16?); convert it")
     # Not splitlines, which would also cut at U+2028.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
