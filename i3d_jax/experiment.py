@@ -10,9 +10,11 @@ that names it and (4) the folder above that.
 
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,18 +147,34 @@ def load_config(path: str | os.PathLike[str]) -> ExperimentConfig:
     if spec is None or spec.loader is None:
         raise ValueError(f"{file}: expected a Python file (*.py) with get_config()")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    _call(file, spec.loader.exec_module, module)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
         raise ValueError(f"{file} defines no get_config(): expected a function that returns an ExperimentConfig")
+    config = _call(file, get_config)
     try:
-        config = get_config()
         if not isinstance(config, ExperimentConfig):
             raise ValueError(f"get_config() returned {type(config).__name__}, expected an ExperimentConfig")
         validate_config(config)
         return _resolve_warm_start(config, file.resolve().parent)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def _call(file: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs what an experiment file holds; an error in it (a misspelt field is a TypeError) is one line."""
+    try:
+        return function(*arguments)
+    except OSError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file.resolve())]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        text = error.msg if isinstance(error, SyntaxError) else error
+        raise ValueError(f"{file}, line {line}: {type(error).__name__}: {text}; mend the experiment file") from error
 
 
 def _resolve_warm_start(config: ExperimentConfig, beside: Path | None = None) -> ExperimentConfig:
@@ -251,8 +269,11 @@ def parse_command_line(
 def run_program(main: Callable[[list[str]], None]) -> None:
     """Runs a program; what the user can mend ends in one line on standard error and exit code 2, not in a traceback.
 
-    ``I3D_TRACEBACK=1`` shows the traceback.
+    ``I3D_TRACEBACK=1`` shows the traceback. Characters that the output cannot hold are printed as escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
     except BrokenPipeError:  # the reader of the output has gone: nobody to tell

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,6 +34,22 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 def write_text(path: epath.PathLike, text: str) -> None:
     """As ``write_bytes``, in UTF-8."""
     write_bytes(path, text.encode())
+
+
+def is_regular_file(path: epath.PathLike) -> bool:
+    """Whether `path` leads to a file with contents of its own; False for pipes, whose reading would wait, and nothing.
+
+    Raises:
+      PermissionError: a folder on the way may not be searched.
+    """
+    if "://" in os.fspath(path):
+        return bool(epath.Path(path).is_file())
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # nothing there, a loop of links, a name that no file can have
+        return False
 
 
 def json_default(value: Any) -> Any:

@@ -17,7 +17,7 @@ from i3d_jax.data.loader import iterate_batches, iterate_eval
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.dev_evaluation import dev_metrics
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
-from i3d_jax.inference.evaluation import Evaluation, evaluate, evaluation_planner, real_time_factor
+from i3d_jax.inference.evaluation import Evaluation, check_lengths, evaluate, evaluation_planner, real_time_factor
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
@@ -116,6 +116,7 @@ class TrainingData:
 def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> TrainingData:
     """Load the corpora, train the tokenizer unless one is given, and plan the batches."""
     train, dev = load_corpus(config.data, "train"), load_corpus(config.data, "dev")
+    check_lengths(dev, config.evaluation)  # here: not after the first epoch
     if tokenizer is None:
         tokenizer = Tokenizer.train([u.text for u in train.utterances], config.tokenizer)
     model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
@@ -309,7 +310,7 @@ def evaluate_run(
       FileNotFoundError: no such split, or no evaluation in the folder ``against``.
       ValueError: a bad threshold, or ``against`` holds other utterances; nothing has been evaluated then.
     """
-    decide = recognizer.decision(threshold)
+    decide = recognizer.decision(threshold)  # first: it may be refused
     corpus = load_split(config, split)
     if against is not None:
         check_against(corpus, against)

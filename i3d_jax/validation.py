@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from i3d_jax import schema
+from i3d_jax.audio.frontend import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from i3d_jax.experiment import ExperimentConfig
 
 _AT_LEAST_ONE = (
-    "data.sample_rate",
     "data.demo.train_utterances",
     "data.demo.dev_utterances",
     "data.demo.test_utterances",
@@ -37,6 +37,7 @@ _POSITIVE = (
     "optimizer.learning_rate",
     "optimizer.epsilon",
     "evaluation.seconds_per_batch",
+    "evaluation.max_seconds",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -108,6 +109,11 @@ def _ranges(flat: dict[str, Any]) -> Iterator[str]:
 
 def _agreement(config: "ExperimentConfig") -> Iterator[str]:
     data, encoder = config.data, config.model.encoder
+    if data.sample_rate != SAMPLE_RATE:
+        yield (
+            f"data.sample_rate={data.sample_rate}: expected {SAMPLE_RATE}: the front end is defined at that rate; "
+            "audio at any other is resampled to it"
+        )
     if data.max_seconds <= data.min_seconds:
         yield f"data.max_seconds={data.max_seconds}: expected more than data.min_seconds={data.min_seconds}"
     width = config.augment.frequency_mask_width

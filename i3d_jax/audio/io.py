@@ -1,6 +1,7 @@
 """Reading audio files, resampling and speed perturbation (host side, numpy)."""
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
 from os import PathLike
 from typing import BinaryIO
@@ -10,11 +11,17 @@ import soundfile
 import soxr
 from etils import epath
 
+from i3d_jax.audio.integrity import AudioError, DamagedAudio, EmptyAudio, NonFiniteAudio, UnscaledAudio, truncation
+
 _LARGEST_SAMPLE = 8.0  # lossy decoders overshoot 1 a little; far beyond it a float file holds integers
+_BLOCK = 1 << 20  # samples decoded at a time
+_UNKNOWN = 2**40  # streamed FLAC states no length, which libsndfile reports as 2**63 - 1
+_SLOWEST, _FASTEST = 1000, 1_000_000  # Hz; beyond, a header is damaged and resampling would fill the memory
+_MEND = "copy it again from its source, or remove it"
 
 
 def read_audio(path: str | PathLike[str], sample_rate: int) -> np.ndarray:
-    """Reads a whole file (FLAC, WAV, Ogg, MP3: whatever libsndfile knows).
+    """Reads a whole file (FLAC, WAV, Ogg, Opus, MP3: whatever libsndfile knows, whatever its name ends in).
 
     Args:
       path: local or remote (``gs://``) file.
@@ -26,35 +33,40 @@ def read_audio(path: str | PathLike[str], sample_rate: int) -> np.ndarray:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not audio, no samples, NaN or infinite samples, or float samples far outside [-1, 1].
+      AudioError: not audio, truncated, no samples, NaN or infinite samples, or float samples far outside [-1, 1].
     """
-    file = epath.Path(path)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise _unreadable(file, error) from error
-    return decode_audio(data, str(file), sample_rate)
+    return decode_audio(read_bytes(epath.Path(path)), str(path), sample_rate)
 
 
 def decode_audio(data: bytes, file: str, sample_rate: int) -> np.ndarray:
     """As `read_audio`, from the bytes of a file; ``file`` names them in errors.
 
     Raises:
-      ValueError: see `read_audio`.
+      AudioError: see `read_audio`.
     """
-    try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise _not_audio(file, error) from error
-    if not len(samples):
-        raise ValueError(f"{file}: the audio file holds no samples; remove it from the corpus")
-    peak = float(np.max(np.abs(samples)))  # NaN if any sample is
-    if not np.isfinite(peak):
-        raise ValueError(f"{file}: the audio file holds NaN or infinite samples; re-create it")
-    if peak > _LARGEST_SAMPLE:
-        raise ValueError(f"{file}: float samples reach {peak:g}, expected [-1, 1]; divide them by the full scale")
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    return np.clip(resample(mono, rate, sample_rate), -1.0, 1.0)
+    decoded = _decode(data, file)
+    blocks, rates = zip(*((b[:, 0] if b.shape[1] == 1 else b.mean(axis=1), rate) for b, rate in decoded), strict=True)
+    mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return np.clip(resample(mono, rates[0], sample_rate), -1.0, 1.0)
+
+
+def check_audio(path: str | PathLike[str]) -> tuple[int, int]:
+    """Decodes a file, block by block, to find what `read_audio` would refuse.
+
+    Returns:
+      (samples per channel at the file's own rate, that rate in Hz).
+
+    Raises:
+      FileNotFoundError: no such file.
+      AudioError: see `read_audio`.
+    """
+    return check_bytes(read_bytes(epath.Path(path)), str(path))
+
+
+def check_bytes(data: bytes, file: str) -> tuple[int, int]:
+    """As `check_audio`, of the bytes of a file; ``file`` names it in errors."""
+    lengths, rates = zip(*((len(block), rate) for block, rate in _decode(data, file)), strict=True)
+    return sum(lengths), rates[0]
 
 
 def audio_info(path: str | PathLike[str]) -> tuple[int, int]:
@@ -65,7 +77,7 @@ def audio_info(path: str | PathLike[str]) -> tuple[int, int]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not audio, empty, or a header that does not state the length.
+      AudioError: not audio, empty, or a header that does not state the length.
     """
     file = epath.Path(path)
     try:
@@ -79,25 +91,89 @@ def header_info(handle: BinaryIO, file: str) -> tuple[int, int]:
     """As `audio_info`, from an open file; ``file`` names it in errors.
 
     Raises:
-      ValueError: see `audio_info`.
+      AudioError: see `audio_info`.
     """
     try:
         info = soundfile.info(handle)
     except (soundfile.LibsndfileError, OSError) as error:
+        if not handle.seek(0, io.SEEK_END):
+            raise EmptyAudio(f"{file}: the audio file is empty; re-create it or remove it") from error
         raise _not_audio(file, error) from error
-    if not 0 < info.frames < 2**40:  # streamed FLAC states no length, which libsndfile reports as 2**63 - 1
-        raise ValueError(f"{file}: the header states {info.frames} samples; re-encode the file or remove it")
+    _check_header(file, info.frames, info.samplerate)
     return int(info.frames), int(info.samplerate)
 
 
+def read_bytes(file: epath.Path) -> bytes:
+    """The whole file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      PermissionError: it may not be read.
+      AudioError: it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+def _decode(data: bytes, file: str) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields ([n, channels] float32, rate), at least once; raises what `read_audio` promises."""
+    if not data:
+        raise EmptyAudio(f"{file}: the audio file is empty; re-create it or remove it")
+    try:
+        sound = soundfile.SoundFile(io.BytesIO(data))
+    except soundfile.LibsndfileError as error:
+        raise _not_audio(file, error) from error
+    with sound:
+        if (shortfall := truncation(data)) is not None:
+            raise DamagedAudio(f"{file}: the audio file is truncated: {shortfall}; {_MEND}")
+        _check_header(file, sound.frames, sound.samplerate)
+        count = 0
+        while count < sound.frames:
+            try:
+                block = sound.read(max(_BLOCK // sound.channels, 1), dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                detail = error.error_string.strip() or f"libsndfile error {error.code}"
+                raise DamagedAudio(f"{file}: the audio file is truncated or damaged ({detail}); {_MEND}") from error
+            if not len(block):
+                break
+            peak = float(np.max(np.abs(block)))  # NaN if any sample is
+            if not np.isfinite(peak):
+                raise NonFiniteAudio(f"{file}: the audio file holds NaN or infinite samples; re-create it")
+            if peak > _LARGEST_SAMPLE:
+                raise UnscaledAudio(
+                    f"{file}: float samples reach {peak:g}, expected [-1, 1]; divide them by the full scale"
+                )
+            count += len(block)
+            yield block, sound.samplerate
+        if count < sound.frames:
+            raise DamagedAudio(
+                f"{file}: the audio file is truncated: its header announces {sound.frames} samples, {count} can be "
+                f"decoded; {_MEND}"
+            )
+
+
+def _check_header(file: str, samples: int, rate: int) -> None:
+    if samples == 0:
+        raise EmptyAudio(f"{file}: the audio file holds no samples; re-create it or remove it")
+    if not 0 < samples < _UNKNOWN:
+        raise AudioError(f"{file}: the header does not state the length; re-encode the file or remove it")
+    if not _SLOWEST <= rate <= _FASTEST:
+        raise AudioError(f"{file}: the header states {rate} Hz, expected {_SLOWEST} to {_FASTEST}; re-create the file")
+
+
 def _unreadable(file: epath.Path, error: Exception) -> Exception:
+    if isinstance(error, PermissionError):
+        return PermissionError(f"{file}: no permission to read the audio file; change its permissions")
     if not file.exists():
         return FileNotFoundError(f"{file}: no such audio file; check the path")
     return _not_audio(str(file), error)
 
 
-def _not_audio(file: str, error: Exception) -> ValueError:
-    return ValueError(f"{file}: not readable as audio ({error}); expected FLAC, WAV, Ogg or MP3")
+def _not_audio(file: str, error: Exception) -> AudioError:
+    detail = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
+    return AudioError(f"{file}: not readable as audio ({detail}); expected FLAC, WAV, Ogg, Opus or MP3")
 
 
 def resample(x: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

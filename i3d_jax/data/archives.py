@@ -15,6 +15,7 @@ from typing import IO, Any
 
 from etils import epath
 
+from i3d_jax.audio.integrity import AudioError
 from i3d_jax.data import folder
 from i3d_jax.data.corpora import DUPLICATE
 from i3d_jax.data.folder import some
@@ -178,8 +179,12 @@ class _Chapters:
     def add(self, chapter: tuple[str, str], name: str, data: bytes) -> Iterator[SpeechRecord]:
         """Takes a file and yields what has become complete."""
         if name.endswith(folder.TRANSCRIPT_SUFFIX):
-            texts = folder.parse_transcript(data, f"{self._path}: {name}")
-            self._texts.setdefault(chapter, {}).update(texts)
+            texts = self._texts.setdefault(chapter, {})
+            for utterance_id, text in folder.parse_transcript(data, f"{self._path}: {name}"):
+                if utterance_id in texts:
+                    self._reject(folder.REPEATED_LINE, utterance_id)
+                else:
+                    texts[utterance_id] = text
             waiting = self._waiting.pop(chapter, {})
             self._waiting_bytes -= sum(map(len, waiting.values()))
             for utterance_id, audio in waiting.items():
@@ -206,13 +211,13 @@ class _Chapters:
             self._reject(DUPLICATE, utterance_id)
         elif text is None:
             self._reject(folder.NO_TRANSCRIPT, utterance_id)
-        elif not text:
-            self._reject(folder.EMPTY_TRANSCRIPT, utterance_id)
+        elif problem := folder.transcript_problem(text):
+            self._reject(problem, utterance_id)
         else:
             try:
                 record = make_record(utterance_id, text, audio, f"{self._path}: {utterance_id}")
-            except ValueError:
-                self._reject(folder.UNREADABLE, utterance_id)
+            except AudioError as error:
+                self._reject(error.reason, utterance_id)
             else:
                 self._yielded.add(utterance_id)
                 yield record

@@ -50,6 +50,9 @@ class DataConfig:
     """Shorter utterances are rejected and counted."""
     max_seconds: float = 30.0
     """Longer training utterances are rejected and counted."""
+    verify: bool = True
+    """Decode every audio file of a folder once, when it is first read, and count what is truncated, damaged or holds
+    NaN; the outcome is cached until a file changes. Off reads headers only: a damaged file then stops the run."""
     cache_dir: str = "~/.cache/i3d_jax"
     """Folder of generated corpora and cached durations."""
     tfds_dir: str = ""
@@ -143,6 +146,7 @@ def load_corpus(config: DataConfig, split: str) -> Corpus:
     Raises:
       FileNotFoundError: the source or the split is missing, or holds no audio at all.
       ValueError: an environment variable is unset, a transcript is not UTF-8, or every utterance was rejected.
+      OSError: a folder, transcript or list cannot be read, or the cache cannot be written.
     """
     wanted = {"train": config.train, "dev": config.dev, "test": config.test}.get(split, split)
     if config.source == "synthetic":
@@ -160,7 +164,7 @@ def load_corpus(config: DataConfig, split: str) -> Corpus:
     else:
         demo = config.source == "demo"
         root = ensure_demo_corpus(config.demo, config.cache_dir) if demo else _source_folder(config.source)
-        recordings, rejected = read_folder(root, wanted, config.cache_dir)
+        recordings, rejected = read_folder(root, wanted, config.cache_dir, config.verify)
         rate = config.sample_rate
         utterances = [
             Utterance(

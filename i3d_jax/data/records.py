@@ -88,12 +88,9 @@ def make_record(utterance_id: str, text: str, data: bytes, name: str) -> SpeechR
       name: of that file, for errors.
 
     Raises:
-      ValueError: the audio cannot be decoded, or ends before the length that its header states.
+      AudioError: the audio cannot be used, see `i3d_jax.audio.io.read_audio`.
     """
-    samples, rate = audio_io.header_info(io.BytesIO(data), name)
-    decoded = audio_io.decode_audio(data, name, rate).size
-    if decoded != samples:
-        raise ValueError(f"{name}: truncated audio: {decoded} of {samples} samples")
+    samples, rate = audio_io.check_bytes(data, name)
     return SpeechRecord(utterance_id, text, *split_id(utterance_id), _stored_form(data), samples, rate)
 
 

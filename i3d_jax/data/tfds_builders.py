@@ -22,6 +22,8 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer
 
 from i3d_jax import files
+from i3d_jax.audio.integrity import AudioError
+from i3d_jax.audio.io import read_bytes
 from i3d_jax.data import folder
 from i3d_jax.data.archives import archive_subset, read_archive
 from i3d_jax.data.corpora import DUPLICATE
@@ -250,7 +252,7 @@ class FolderBuilder(SpeechBuilder):
 
     def records(self) -> Iterator[SpeechRecord]:
         """See `read_folder` and `make_record`."""
-        recordings, rejected = folder.read_folder(self._root, self._wanted, self._cache_dir)
+        recordings, rejected = folder.read_folder(self._root, self._wanted, self._cache_dir, verify=False)
         self.rejected |= rejected
         seen: set[str] = set()
         with ProgressMeter(len(recordings), f"{self.name}/{self.split}", unit="utterances") as meter:
@@ -260,9 +262,9 @@ class FolderBuilder(SpeechBuilder):
                     self.rejected.setdefault(DUPLICATE, []).append(path.stem)
                     continue
                 try:
-                    record = make_record(path.stem, recording.text, path.read_bytes(), str(path))
-                except ValueError:
-                    self.rejected.setdefault(folder.UNREADABLE, []).append(path.stem)
+                    record = make_record(path.stem, recording.text, read_bytes(path), str(path))
+                except AudioError as error:
+                    self.rejected.setdefault(error.reason, []).append(path.stem)
                 else:
                     seen.add(record.id)
                     yield record

@@ -18,7 +18,8 @@ from etils import epath
 
 from i3d_jax import files
 from i3d_jax.audio import io as audio_io
-from i3d_jax.data import folder
+from i3d_jax.audio.integrity import AudioError
+from i3d_jax.data.folder import transcript_problem
 from i3d_jax.data.records import RecordAudio
 from i3d_jax.data.tfds_folders import Prepared, find_prepared, locate_split
 from i3d_jax.progress import progress
@@ -116,9 +117,9 @@ def read_prepared(
         for index in order:
             row = rows[index]
             if row.samples is None or row.rate is None:
-                rejected.setdefault(folder.UNREADABLE, []).append(row.id)
-            elif not row.text:
-                rejected.setdefault(folder.EMPTY_TRANSCRIPT, []).append(row.id)
+                rejected.setdefault(AudioError.reason, []).append(row.id)
+            elif problem := transcript_problem(row.text):
+                rejected.setdefault(problem, []).append(row.id)
             else:
                 audio = RecordAudio(records, index, row.id)
                 utterances.append(StoredUtterance(row.id, row.text, row.speaker, row.samples, row.rate, audio))

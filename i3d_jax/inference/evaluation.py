@@ -30,6 +30,9 @@ class EvaluationConfig:
     """Budget of padded audio of an evaluation batch, in seconds."""
     timed_utterances: int = 100
     """Utterances, evenly spread over the split, whose real-time factor is measured at batch 1; 0 measures none."""
+    max_seconds: float = 180.0
+    """A longer utterance is an error before anything is computed: memory grows with rows times the square of the
+    length. 8 rows (``batching.batch_multiple``) of 180 s with 4 attention heads fit into 16 GB."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,17 @@ class Evaluation:
         write_jsonl(folder / "utterances.jsonl", rows)
 
 
+def check_lengths(corpus: Corpus, config: EvaluationConfig) -> None:
+    """Raises ValueError if an utterance is longer than ``evaluation.max_seconds``; the message names the longest."""
+    longest = max(corpus.utterances, key=lambda u: u.num_samples, default=None)
+    if longest is not None and longest.num_samples > config.max_seconds * corpus.sample_rate:
+        raise ValueError(
+            f"{corpus.name}: utterance {longest.id} lasts {longest.num_samples / corpus.sample_rate:.0f} s, "
+            f"evaluation.max_seconds is {config.max_seconds:g}: attention needs memory for the square of the length. "
+            "Cut it into pieces, or raise evaluation.max_seconds (for eval.py in the run's config.json)"
+        )
+
+
 def evaluation_planner(corpus: Corpus, config: EvaluationConfig, batching: BatchingConfig) -> BatchPlanner:
     """Batches by length, in a fixed order; few static shapes."""
     lengths = np.array([u.num_samples for u in corpus.utterances])
@@ -136,11 +150,12 @@ def evaluate(
       interactive: progress bar or lines; None asks the terminal.
 
     Raises:
-      ValueError: the corpus is empty.
+      ValueError: the corpus is empty, or an utterance is longer than ``config.max_seconds``.
     """
     count = len(corpus)
     if count == 0:
         raise ValueError(f"{corpus.name}: no utterances to evaluate")
+    check_lengths(corpus, config)
     hypotheses = [""] * count
     parts: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
 

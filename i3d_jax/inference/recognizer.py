@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from i3d_jax import files
-from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, num_frames
+from i3d_jax.audio.frontend import SAMPLE_RATE, FrontendConfig, GlobalStats, num_frames
 from i3d_jax.audio.io import read_audio, resample
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.execution import Execution, Pipeline, Recognition
@@ -29,6 +29,9 @@ from i3d_jax.model.flops import count_flops
 from i3d_jax.model.gates import Decision, inference_decision
 from i3d_jax.model.params import flatten, unflatten
 from i3d_jax.schema import from_dict, to_dict
+
+MAX_SECONDS = 480.0
+"""Longest audio that `Recognizer.transcribe` takes unasked: with 4 attention heads it fits into 16 GB."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +161,12 @@ class Recognizer:
         execution: Execution = "conditional",
         threshold: float | None = None,
         decide: Decision | None = None,
+        max_seconds: float = MAX_SECONDS,
     ) -> Transcription:
         """Transcribe one file, or samples with their rate.
+
+        Audio too short for one encoder frame is an error, as in ESPnet, not an empty text: nothing was heard. (In an
+        evaluation every utterance counts, and such a one is scored as an empty text.)
 
         Args:
           audio: path of an audio file, or float samples [S] in [-1, 1].
@@ -167,9 +174,11 @@ class Recognizer:
           execution: ``conditional`` and ``eager`` skip closed blocks, ``masked`` computes all of them.
           threshold: beta of Eqs. 10 and 11; None takes the model's own.
           decide: any other decision of ``model.gates``; excludes ``threshold``.
+          max_seconds: longer audio is refused: attention needs memory for the square of the length.
 
         Raises:
-          ValueError: bad threshold or execution, samples without a rate, audio too short for one encoder frame.
+          ValueError: bad threshold or execution, damaged audio, samples without a rate or outside [-1, 1], audio too
+            short for one encoder frame or longer than ``max_seconds``.
           FileNotFoundError: no such file.
         """
         if decide is not None and threshold is not None:
@@ -177,8 +186,13 @@ class Recognizer:
         decide = self.decision(threshold) if decide is None else decide
         waveform = self._samples(audio, sample_rate)
         source = str(audio) if isinstance(audio, str | os.PathLike) else "the samples"
+        seconds = len(waveform) / self.config.sample_rate
+        if seconds > max_seconds:
+            raise ValueError(
+                f"{source}: {seconds:.0f} s of audio, more than max_seconds={max_seconds:g}: attention needs memory "
+                "for the square of the length; cut it into pieces, or give a larger max_seconds"
+            )
         if self.model.num_encoder_frames(int(num_frames(self.config.frontend, len(waveform)))) < 1:
-            seconds = len(waveform) / self.config.sample_rate
             raise ValueError(f"{source}: {seconds:.3f} s of audio are too short to recognise; give at least 0.1 s")
         padded, num_samples = alone(waveform)
         start = time.perf_counter()
@@ -203,11 +217,13 @@ class Recognizer:
             return read_audio(audio, self.config.sample_rate)
         if sample_rate is None:
             raise ValueError("samples need sample_rate=...")
+        if not 1000 <= sample_rate <= 1_000_000:
+            raise ValueError(f"sample_rate={sample_rate}: expected a rate in Hz, from 1000 to 1000000")
         audio = np.asarray(audio)
         if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
             raise ValueError(f"samples must be a float array [S] in [-1, 1], got {audio.dtype} {audio.shape}")
         if not np.isfinite(audio).all():
-            raise ValueError("the samples hold NaN or infinite values")
+            raise ValueError("the samples hold NaN or infinite values; mend or cut them")
         if audio.size and np.abs(audio).max() > 8:
             raise ValueError(f"samples reach {np.abs(audio).max():g}, expected [-1, 1]; divide them by the full scale")
         return resample(audio.astype(np.float32), sample_rate, self.config.sample_rate)
@@ -285,6 +301,8 @@ def _load_bundle(bundle: epath.Path) -> Recognizer:
         config = from_dict(RecognizerConfig, json.loads((bundle / "recognizer.json").read_text()))
     except ValueError as error:
         raise Damaged(f"recognizer.json: {error}") from error
+    if config.sample_rate != SAMPLE_RATE:
+        raise ValueError(f"{bundle}/recognizer.json: sample_rate={config.sample_rate}: expected {SAMPLE_RATE}")
     try:
         tokenizer = Tokenizer.load(bundle / "tokenizer.model")
     except ValueError as error:

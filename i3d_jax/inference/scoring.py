@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import jiwer
 import numpy as np
@@ -218,7 +220,7 @@ def read_errors(folder: epath.PathLike) -> UtteranceErrors:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no evaluation there; make it with eval.py")
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
         ids = tuple(str(row["id"]) for row in rows)
         errors, words = (np.array([row[key] for row in rows], np.int64) for key in ("errors", "words"))
     except (ValueError, KeyError, TypeError) as error:
@@ -241,16 +243,23 @@ def compare(a: epath.PathLike, b: epath.PathLike) -> PairedDifference:
 def write_trn(path: epath.PathLike, ids: Sequence[str], texts: Sequence[str]) -> None:
     """Writes ``words (id)`` lines as NIST sclite reads them, atomically.
 
+    What the format cannot hold in an id, blanks and parentheses, is written as ``%`` and two hexadecimal digits for
+    each byte, and so is ``%``: ``take(1)`` becomes ``take%281%29``. Different ids stay different.
+
     Raises:
-      ValueError: different numbers of ids and texts, or an id that the format cannot hold.
+      ValueError: different numbers of ids and texts, or an empty id.
     """
     if len(ids) != len(texts):
         raise ValueError(f"{path}: {len(ids)} ids but {len(texts)} texts; give one text each")
-    for name in ids:
-        if not name or any(c.isspace() or c in "()" for c in name):
-            raise ValueError(f"{path}: utterance id {name!r} is empty or holds spaces or parentheses; rename it")
-    lines = (" ".join([*text.split(), f"({name})"]) for name, text in zip(ids, texts, strict=True))
+    if not all(ids):
+        raise ValueError(f"{path}: an utterance id is empty; name it")
+    lines = (" ".join([*text.split(), f"({_trn_id(name)})"]) for name, text in zip(ids, texts, strict=True))
     files.write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def _trn_id(name: str) -> str:
+    special = re.compile(r"[\s()%\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+    return special.sub(lambda match: quote(match[0], safe="", errors="surrogatepass"), name)
 
 
 def write_jsonl(path: epath.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:

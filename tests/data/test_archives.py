@@ -8,6 +8,7 @@ import pytest
 import soundfile
 from etils import epath
 
+from i3d_jax.audio.integrity import AudioError, DamagedAudio
 from i3d_jax.data import archives, folder
 from i3d_jax.data.archives import find_archives, read_archive
 from i3d_jax.data.corpora import DUPLICATE
@@ -71,7 +72,8 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     records, rejected = read(write_archive(tmp_path / "dev-clean.tar.gz", files))
     assert [r.id for r in records] == ["5-50-0000"] and records[0].audio == whole
     assert rejected == {
-        folder.UNREADABLE: ["5-50-0001", "5-50-0002"],
+        DamagedAudio.reason: ["5-50-0001"],
+        AudioError.reason: ["5-50-0002"],
         folder.EMPTY_TRANSCRIPT: ["5-50-0003"],
         folder.NO_TRANSCRIPT: ["5-50-0009", "6-60-0000"],
         DUPLICATE: ["5-50-0000"],

@@ -10,8 +10,8 @@ import time
 import pytest
 import soundfile
 
+from i3d_jax.audio.integrity import EmptyAudio
 from i3d_jax.cli import prepare
-from i3d_jax.data import folder
 from tests.data.tiny_librispeech import CHAPTERS, subset_files, write_archive, write_folder
 
 
@@ -184,9 +184,9 @@ def test_a_folder_with_lists(tmp_path, capsys):
         run(capsys, root, tmp_path / "out", cache)
     lines = run(capsys, root, tmp_path / "out", cache, "--splits=splits/train.txt+a")
     assert lines[0].startswith("my_corpus_2/train: 2 utterances, 0.00 h, 1 speakers")
-    assert "a: 5 utterances" in lines[1] and "1 unreadable audio (19-198-0001)" in lines[1]
+    assert "a: 5 utterances" in lines[1] and "1 no audio samples (19-198-0001)" in lines[1]
     report = json.loads((tmp_path / "out/my_corpus_2/a/1.0.0/prepare_report.json").read_text())
-    assert report["rejected"] == {folder.UNREADABLE: ["19-198-0001"]}
+    assert report["rejected"] == {EmptyAudio.reason: ["19-198-0001"]}
 
 
 def test_demo(tmp_path, capsys):

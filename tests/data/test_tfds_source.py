@@ -12,6 +12,7 @@ from etils import epath
 from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core.proto import feature_pb2
 
+from i3d_jax.audio.integrity import DamagedAudio
 from i3d_jax.cli import prepare
 from i3d_jax.data import corpora, folder, tfds_source
 from i3d_jax.data.batching import BatchingConfig, BatchPlanner
@@ -141,10 +142,10 @@ def test_filters_and_rejections_hold(places, tmp_path):
     prepare.main([str(tmp_path / "archives"), str(tmp_path / "data")])
     source = f"tfds:{tmp_path}/data"
     corpus = load(places, tmp_path, "train", source, train="dev-other", min_seconds=0.6, max_seconds=1.2)
-    assert set(corpus.rejected) == {folder.UNREADABLE, corpora.TOO_SHORT, corpora.TOO_LONG}
-    assert corpus.rejected[folder.UNREADABLE] == [lost]
+    assert set(corpus.rejected) == {DamagedAudio.reason, corpora.TOO_SHORT, corpora.TOO_LONG}
+    assert corpus.rejected[DamagedAudio.reason] == [lost]
     assert len(corpus) + sum(map(len, corpus.rejected.values())) == 6
-    assert folder.UNREADABLE not in load(places, tmp_path, "dev-other[:3]", source).rejected
+    assert DamagedAudio.reason not in load(places, tmp_path, "dev-other[:3]", source).rejected
 
 
 def test_damage_is_named(places, tmp_path):
@@ -227,7 +228,7 @@ def write_stock(data_dir, *, lazy=True, file_format="array_record"):
         key: text
         for name, data in files.items()
         if name.endswith(".txt")
-        for key, text in folder.parse_transcript(data, name).items()
+        for key, text in folder.parse_transcript(data, name)
     }
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     writer = ArrayRecordWriter(str(place / f"librispeech-dev_clean.{file_format}-00000-of-00001"), "group_size:1")

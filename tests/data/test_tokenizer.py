@@ -32,6 +32,17 @@ def test_round_trip(tokenizer):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+SCRIPTS = ["ÉTÉ naïve", "語 言 😀👩‍👩‍👧", "שלום עולם", "e\u0301a ไทย", "a\u200bb", "a\u00adb ﬁ Ⅳ", "a\ufeffb"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_of_any_script_survives(kind):
+    tokenizer = Tokenizer.train(SCRIPTS * 3, TokenizerConfig(kind, 70))
+    for text in SCRIPTS:
+        assert tokenizer.unk_id not in tokenizer.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 @given(words=st.lists(st.text(sorted(set("".join(TEXTS)) - {" "}), min_size=1, max_size=8), min_size=1, max_size=6))
 def test_round_trip_of_unseen_words(words):
     assert BPE.decode(BPE.encode(" ".join(words))) == " ".join(words)

@@ -1,4 +1,6 @@
 import json
+import re
+from urllib.parse import unquote
 
 import jax.numpy as jnp
 import numpy as np
@@ -135,12 +137,33 @@ def test_write_trn(tmp_path):
     path = tmp_path / "new" / "hyp.trn"
     write_trn(path, ["spk-1", "spk-2"], ["hello   wörld", ""])
     assert path.read_text(encoding="utf-8") == "hello wörld (spk-1)\n(spk-2)\n"
-    for name in ("a b", "a(b)", ""):
-        with pytest.raises(ValueError, match="utterance id"):
-            write_trn(path, [name], ["x"])
+    with pytest.raises(ValueError, match="utterance id is empty"):
+        write_trn(path, [""], ["x"])
     with pytest.raises(ValueError, match="1 ids but 2 texts"):
         write_trn(path, ["a"], ["x", "y"])
     assert path.read_text(encoding="utf-8").startswith("hello"), "a failed write must leave the file alone"
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=[]), min_size=1), min_size=1, unique=True))
+def test_any_id_is_one_word_of_a_trn_line(tmp_path_factory, ids):
+    path = tmp_path_factory.mktemp("trn") / "hyp.trn"
+    write_trn(path, ids, ["a (b) ü\u2028c"] * len(ids))
+    lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    written = [re.fullmatch(r"a \(b\) ü c \(([^\s()]+)\)", line)[1] for line in lines]
+    assert len(set(written)) == len(ids)
+    assert [unquote(name, errors="surrogatepass") for name in written] == ids
+
+
+def test_parentheses_and_blanks_in_ids_are_escaped(tmp_path):
+    write_trn(tmp_path / "a.trn", ["take(1)", "100%", "a b", "é"], ["x"] * 4)
+    assert (tmp_path / "a.trn").read_text(encoding="utf-8") == "x (take%281%29)\nx (100%25)\nx (a%20b)\nx (é)\n"
+
+
+def test_words_of_any_script_are_scored():
+    texts = ["ÉTÉ naïve", "語 言 😀👩‍👩‍👧", "שלום עולם", "e\u0301a ไทย", "a\u200bb"]
+    assert score(texts, texts, bootstrap_samples=0).wer == score(texts, texts, bootstrap_samples=0).cer == 0
+    wrong = score(texts, ["ÉTÉ naive", *texts[1:]], bootstrap_samples=0)
+    assert (wrong.substitutions, wrong.character_substitutions) == (1, 1)
 
 
 def test_write_jsonl(tmp_path):
