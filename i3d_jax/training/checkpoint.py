@@ -58,7 +58,11 @@ class Checkpoints:
         self._notes: dict[str, Any] = {}
         self._saved_notes = recovery.recover_checkpoints(self._workdir, say) or {}
         recovery.recover_candidates(self._workdir, max([0, *recovery.steps_in(self._workdir / "checkpoints")]), say)
-        options = dict(create=True, enable_async_checkpointing=False, cleanup_tmp_directories=True)
+        for name in ("checkpoints", "best"):
+            # Not by Orbax: its thread may outlive a short run, and then fails with a traceback.
+            for unfinished in (self._workdir / name).glob(f"*{_UNFINISHED}*"):
+                unfinished.rmtree()
+        options = dict(create=True, enable_async_checkpointing=False)
         self._resume = ocp.CheckpointManager(
             self._workdir / "checkpoints",
             item_handlers=ocp.StandardCheckpointHandler(),  # else the shapes cannot be read before a save or restore

@@ -180,7 +180,7 @@ def test_a_folder_with_lists(tmp_path, capsys):
         (root / "splits" / f"{name}.txt").write_text(lines)
     (root / "LibriSpeech/a/19/198/19-198-0001.flac").write_bytes(b"")
     cache = f"--cache-dir={tmp_path / 'cache'}"
-    with pytest.raises(ValueError, match=r"dev\.txt: no usable utterance: 1 unreadable audio \(19-198-0001\)"):
+    with pytest.raises(ValueError, match=r"dev\.txt: no usable utterance: 1 no audio samples \(19-198-0001\)"):
         run(capsys, root, tmp_path / "out", cache)
     lines = run(capsys, root, tmp_path / "out", cache, "--splits=splits/train.txt+a")
     assert lines[0].startswith("my_corpus_2/train: 2 utterances, 0.00 h, 1 speakers")

@@ -104,6 +104,15 @@ def test_a_lost_file_is_named(run, name):
     assert step == 3 and len(said) == 1 and f"step 6 is damaged ({name} is missing" in said[0]
 
 
+def test_what_a_kill_left_unfinished_is_removed(run):
+    left = [run / place / "9.orbax-checkpoint-tmp" for place in ("checkpoints", "best")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "part").write_text("half")
+    reopen(run)
+    assert not any(folder.exists() for folder in left)
+
+
 def test_an_empty_folder_of_a_step_is_damaged(run):
     shutil.rmtree(run / "checkpoints" / "6")
     (run / "checkpoints" / "6").mkdir()
