@@ -5,6 +5,7 @@ Each gets a manifest of digests when it is complete, and is compared with it bef
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ class Checkpoints:
                 if (reason := files.system_error(error)) is None:
                     raise
                 for unfinished in (folder / str(step), *folder.glob(f"{step}{_UNFINISHED}*")):
-                    unfinished.rmtree(missing_ok=True)
+                    _remove(unfinished)
                 trained = (
                     f"nothing was saved before it: {files.remedy(reason)} and give the same command again"
                     if safe is None
@@ -233,6 +234,16 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a folder into which threads of a failed save may still write; what is left goes at the next opening."""
+    for _ in range(10):
+        try:
+            folder.rmtree(missing_ok=True)
+            return
+        except OSError:
+            time.sleep(0.1)
 
 
 @contextmanager
