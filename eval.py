@@ -15,7 +15,8 @@ from i3d_jax.experiment import load_saved_config, parse_flags, run_program
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
 from i3d_jax.inference.scoring import compare
-from i3d_jax.runner import evaluate_run, evaluation_folder, log
+from i3d_jax.progress import log
+from i3d_jax.split_evaluation import evaluate_run, evaluation_folder
 from i3d_jax.threshold_sweep import sweep_file, sweep_run
 
 
@@ -33,6 +34,8 @@ class EvalFlags:
     """beta: a block is executed where p(execute) > beta; default: the model's own."""
     data: str = ""
     """Another corpus than the run's: a folder in LibriSpeech layout."""
+    max_seconds: float | None = None
+    """Longest utterance that is evaluated; default: ``evaluation.max_seconds`` of the run."""
     against: str = ""
     """Folder of another evaluation of the same utterances (``<run>/eval/<...>``): prints the difference in WER with its
     paired-bootstrap interval."""
@@ -50,6 +53,8 @@ def main(argv: list[str]) -> None:
     config = load_saved_config(run / "config.json")
     if flags.data:
         config = replace(config, data=replace(config.data, source=flags.data))
+    if flags.max_seconds is not None:
+        config = replace(config, evaluation=replace(config.evaluation, max_seconds=flags.max_seconds))
     tag = f"{epath.Path(flags.data).name}-" if flags.data else ""
     against = epath.Path(flags.against).expanduser() if flags.against else None
     if flags.sweep_threshold is not None:

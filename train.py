@@ -14,7 +14,9 @@ from i3d_jax.experiment import load_saved_config, parse_command_line, run_progra
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import Report, format_table, report_meta, write_report
-from i3d_jax.runner import evaluate_run, find_dense_run, log, train
+from i3d_jax.progress import log
+from i3d_jax.runner import find_dense_run, train
+from i3d_jax.split_evaluation import evaluate_run, load_split
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> None:
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     workdir = epath.Path(flags.workdir or f"runs/{config.name}").expanduser()
+    if flags.test:
+        load_split(config, "test")  # what is wrong with it is told now, not after the training
     models = [(train(config, workdir), config, workdir)]
     dense = find_dense_run(config, workdir)
     if dense is not None:

@@ -138,3 +138,8 @@ def progress(
         for index, item in enumerate(items, start=1):
             yield item
             meter.update_to(index)
+
+
+def log(text: str) -> None:
+    """Tells the reader what happens."""
+    print(text, flush=True)

@@ -1,4 +1,4 @@
-"""A run from its configuration: prepare the data, train, evaluate, report."""
+"""A run from its configuration: prepare the data, train."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,8 +8,6 @@ import jax
 import numpy as np
 from etils import epath
 
-from i3d_jax.analysis.gate_stats import GateStats, gate_statistics
-from i3d_jax.analysis.plots import plot_gate_probabilities
 from i3d_jax.audio.frontend import GlobalStats, accumulate_stats, finish_stats, log_mel, num_frames
 from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
@@ -17,13 +15,10 @@ from i3d_jax.data.loader import iterate_batches, iterate_eval
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.dev_evaluation import dev_metrics
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
-from i3d_jax.inference.evaluation import Evaluation, check_lengths, evaluate, evaluation_planner, real_time_factor
-from i3d_jax.inference.execution import Execution
+from i3d_jax.inference.evaluation import check_lengths, evaluation_planner
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
-from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
-from i3d_jax.inference.scoring import UtteranceErrors, read_errors
 from i3d_jax.model.asr import ASRModel
-from i3d_jax.progress import progress
+from i3d_jax.progress import log, progress
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.loop import fit
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -34,11 +29,6 @@ from i3d_jax.training.step import StepConfig, init_state, make_train_step
 from i3d_jax.training.summaries import RunLogger
 from i3d_jax.training.warm_start import warm_start
 from i3d_jax.validation import flatten
-
-
-def log(text: str) -> None:
-    """Tell the reader what happens."""
-    print(text, flush=True)
 
 
 def is_finished(workdir: epath.Path) -> bool:
@@ -263,88 +253,6 @@ def _fit(
         params, source = checkpoints.final(state)
         logger.message(f"final model: {source}")
     return Recognizer(recognizer_config, jax.device_get(params), data.tokenizer, stats)
-
-
-def load_split(config: ExperimentConfig, split: str) -> Corpus:
-    """The corpus of a split, announced."""
-    corpus = load_corpus(config.data, split)
-    log(corpus.describe())
-    return corpus
-
-
-def check_against(corpus: Corpus, folder: epath.Path) -> UtteranceErrors:
-    """Errors of an earlier evaluation, in the order of the corpus.
-
-    Raises:
-      FileNotFoundError: the folder holds no evaluation.
-      ValueError: it is one of other utterances than the corpus has.
-    """
-    words = [len(utterance.text.split()) for utterance in corpus.utterances]
-    return read_errors(folder).ordered_as([utterance.id for utterance in corpus.utterances], words, corpus.name)
-
-
-def _file_name(stem: str, threshold: float | None) -> str:
-    return stem.replace("/", "_") + ("" if threshold is None else f"-{threshold:g}")
-
-
-def evaluation_folder(
-    workdir: epath.Path, split: str, execution: Execution, threshold: float | None = None, tag: str = ""
-) -> epath.Path:
-    """Where ``evaluate_run`` writes one evaluation."""
-    return workdir / "eval" / _file_name(f"{tag}{split}-{execution}", threshold)
-
-
-def evaluate_run(
-    recognizer: Recognizer,
-    config: ExperimentConfig,
-    workdir: epath.Path,
-    split: str,
-    executions: tuple[Execution, ...],
-    threshold: float | None = None,
-    tag: str = "",
-    against: epath.Path | None = None,
-) -> tuple[list[ReportRow], GateStats]:
-    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names.
-
-    Raises:
-      FileNotFoundError: no such split, or no evaluation in the folder ``against``.
-      ValueError: a bad threshold, or ``against`` holds other utterances; nothing has been evaluated then.
-    """
-    decide = recognizer.decision(threshold)  # first: it may be refused
-    corpus = load_split(config, split)
-    if against is not None:
-        check_against(corpus, against)
-    rows: list[ReportRow] = []
-    stats: GateStats | None = None
-    for execution in executions:
-        result = evaluate(recognizer, corpus, decide, execution, config.evaluation, config.batching)
-        factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
-        row = result.row(recognizer.config.name, execution, split, factor)
-        stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
-        folder = evaluation_folder(workdir, split, execution, threshold, tag)
-        _write_evaluation(folder, result, row, stats, config, recognizer.gate_names)
-        rows.append(row)
-    assert stats is not None
-    if config.model.gates.predictor != "none":
-        beta = config.model.gates.threshold if threshold is None else threshold
-        title = f"{recognizer.config.name}, {split}"
-        picture = workdir / f"{_file_name(f'gates-{tag}{split}', threshold)}.png"
-        plot_gate_probabilities(stats, picture, title, threshold=beta)
-    return rows, stats
-
-
-def _write_evaluation(
-    folder: epath.Path,
-    result: Evaluation,
-    row: ReportRow,
-    stats: GateStats,
-    config: ExperimentConfig,
-    gate_names: tuple[str, ...],
-) -> None:
-    result.write(folder, gate_names)
-    key = f"{row['model']}/{row['split']}"
-    meta = report_meta(seed=config.seed) | {"score": result.score.to_dict()}
-    write_report(folder / "report.json", Report(rows=[row], gates={key: stats.to_dict()}, meta=meta))
 
 
 def _differences(saved: ExperimentConfig, wanted: ExperimentConfig) -> str:

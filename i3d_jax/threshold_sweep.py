@@ -11,7 +11,8 @@ from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.evaluation import Evaluation, evaluate
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.report import report_meta
-from i3d_jax.runner import check_against, load_split, log
+from i3d_jax.progress import log
+from i3d_jax.split_evaluation import check_against, load_split
 
 
 def sweep_file(workdir: epath.Path, split: str, tag: str = "") -> epath.Path:

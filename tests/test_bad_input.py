@@ -164,6 +164,7 @@ def test_eval_answers_in_one_line(run, tmp_path, monkeypatch, capsys):
         ([str(run), "--threshold=nan"], "threshold=nan is not a probability"),
         ([str(run), "--split=tst"], "the synthetic corpus has the splits train, dev, test, not 'tst'"),
         ([str(run), "--split=a+"], "not 'a'"),
+        ([str(run), "--max-seconds=0.5"], "evaluation.max_seconds is 0.5: "),
     ):
         assert message in ends_in_one_line(eval_script.main, arguments, monkeypatch, capsys)
 

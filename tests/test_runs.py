@@ -239,6 +239,7 @@ def test_the_config_of_these_tests_is_valid():
         (["eval.py", "nowhere"], "nowhere: neither a finished run nor a model bundle"),
         (["train.py", f"--config={CONFIG}", "--data.source=/nowhere"], "/nowhere"),
         (["train.py", f"--config={CONFIG}", "--data.source=${NO_SUCH_VARIABLE}"], "NO_SUCH_VARIABLE"),
+        (["train.py", f"--config={CONFIG}", "--data.test=tst"], "train, dev, test, not 'tst'"),
     ],
 )
 def test_bad_input_ends_in_one_line(arguments, message, tmp_path):

@@ -88,7 +88,7 @@ def test_what_cannot_be_swept_or_compared_is_refused_before_anything_is_evaluate
         raise AssertionError("evaluated before the check")
 
     monkeypatch.setattr(threshold_sweep, "evaluate", evaluate)
-    monkeypatch.setattr("i3d_jax.runner.evaluate", evaluate)
+    monkeypatch.setattr("i3d_jax.split_evaluation.evaluate", evaluate)
     dev = run / "eval" / "dev-masked-0"
     for options in (["--sweep-threshold"], []):
         with pytest.raises(FileNotFoundError, match="no evaluation there"):

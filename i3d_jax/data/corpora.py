@@ -43,7 +43,7 @@ class DataConfig:
     dev: str = "dev"
     """Development split, written like ``train``; selects checkpoints."""
     test: str = "test"
-    """Test split, written like ``train``; never read during training."""
+    """Test split, written like ``train``; its files are checked before a training, which never uses them."""
     sample_rate: int = 16000
     """Sampling rate in Hz; audio at another rate is resampled."""
     min_seconds: float = 0.1

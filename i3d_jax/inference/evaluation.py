@@ -115,7 +115,7 @@ def check_lengths(corpus: Corpus, config: EvaluationConfig) -> None:
         raise ValueError(
             f"{corpus.name}: utterance {longest.id} lasts {longest.num_samples / corpus.sample_rate:.0f} s, "
             f"evaluation.max_seconds is {config.max_seconds:g}: attention needs memory for the square of the length. "
-            "Cut it into pieces, or raise evaluation.max_seconds (for eval.py in the run's config.json)"
+            "Cut it into pieces, or raise evaluation.max_seconds (--max-seconds of eval.py)"
         )
 
 

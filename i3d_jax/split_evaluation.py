@@ -1,0 +1,102 @@
+"""Evaluating a model on a split of a run, with everything that is kept of it."""
+
+from etils import epath
+
+from i3d_jax.analysis.gate_stats import GateStats, gate_statistics
+from i3d_jax.analysis.plots import plot_gate_probabilities
+from i3d_jax.data.corpora import Corpus, load_corpus
+from i3d_jax.experiment import ExperimentConfig
+from i3d_jax.inference.evaluation import Evaluation, check_lengths, evaluate, real_time_factor
+from i3d_jax.inference.execution import Execution
+from i3d_jax.inference.recognizer import Recognizer
+from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
+from i3d_jax.inference.scoring import UtteranceErrors, read_errors
+from i3d_jax.progress import log
+
+
+def load_split(config: ExperimentConfig, split: str) -> Corpus:
+    """The corpus of a split, announced; an utterance that is too long to evaluate is an error.
+
+    Raises:
+      FileNotFoundError: no such split.
+      ValueError: it cannot be evaluated.
+    """
+    corpus = load_corpus(config.data, split)
+    log(corpus.describe())
+    check_lengths(corpus, config.evaluation)
+    return corpus
+
+
+def check_against(corpus: Corpus, folder: epath.Path) -> UtteranceErrors:
+    """Errors of an earlier evaluation, in the order of the corpus.
+
+    Raises:
+      FileNotFoundError: the folder holds no evaluation.
+      ValueError: it is one of other utterances than the corpus has.
+    """
+    words = [len(utterance.text.split()) for utterance in corpus.utterances]
+    return read_errors(folder).ordered_as([utterance.id for utterance in corpus.utterances], words, corpus.name)
+
+
+def _file_name(stem: str, threshold: float | None) -> str:
+    return stem.replace("/", "_") + ("" if threshold is None else f"-{threshold:g}")
+
+
+def evaluation_folder(
+    workdir: epath.Path, split: str, execution: Execution, threshold: float | None = None, tag: str = ""
+) -> epath.Path:
+    """Where ``evaluate_run`` writes one evaluation."""
+    return workdir / "eval" / _file_name(f"{tag}{split}-{execution}", threshold)
+
+
+def evaluate_run(
+    recognizer: Recognizer,
+    config: ExperimentConfig,
+    workdir: epath.Path,
+    split: str,
+    executions: tuple[Execution, ...],
+    threshold: float | None = None,
+    tag: str = "",
+    against: epath.Path | None = None,
+) -> tuple[list[ReportRow], GateStats]:
+    """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names.
+
+    Raises:
+      FileNotFoundError: no such split, or no evaluation in the folder ``against``.
+      ValueError: a bad threshold, or ``against`` holds other utterances; nothing has been evaluated then.
+    """
+    decide = recognizer.decision(threshold)  # first: it may be refused
+    corpus = load_split(config, split)
+    if against is not None:
+        check_against(corpus, against)
+    rows: list[ReportRow] = []
+    stats: GateStats | None = None
+    for execution in executions:
+        result = evaluate(recognizer, corpus, decide, execution, config.evaluation, config.batching)
+        factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
+        row = result.row(recognizer.config.name, execution, split, factor)
+        stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
+        folder = evaluation_folder(workdir, split, execution, threshold, tag)
+        _write_evaluation(folder, result, row, stats, config, recognizer.gate_names)
+        rows.append(row)
+    assert stats is not None
+    if config.model.gates.predictor != "none":
+        beta = config.model.gates.threshold if threshold is None else threshold
+        title = f"{recognizer.config.name}, {split}"
+        picture = workdir / f"{_file_name(f'gates-{tag}{split}', threshold)}.png"
+        plot_gate_probabilities(stats, picture, title, threshold=beta)
+    return rows, stats
+
+
+def _write_evaluation(
+    folder: epath.Path,
+    result: Evaluation,
+    row: ReportRow,
+    stats: GateStats,
+    config: ExperimentConfig,
+    gate_names: tuple[str, ...],
+) -> None:
+    result.write(folder, gate_names)
+    key = f"{row['model']}/{row['split']}"
+    meta = report_meta(seed=config.seed) | {"score": result.score.to_dict()}
+    write_report(folder / "report.json", Report(rows=[row], gates={key: stats.to_dict()}, meta=meta))
