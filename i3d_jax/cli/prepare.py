@@ -58,7 +58,8 @@ def main(argv: list[str]) -> None:
     characters = set("".join(r["characters"] for r in reports))
     rejected = ", ".join(f"{n} {reason}" for reason, n in total.items()) or "none"
     print(f"{count} utterances, {hours:.2f} h, {len(characters)} characters; rejected: {rejected}")
-    print(f"use it with --data.source=tfds:{destination / reports[0]['dataset']}")
+    place = destination / reports[0]["dataset"]
+    print(f"use it with --data.source=tfds:{place if '://' in str(place) else place.absolute()}")
 
 
 def _prepare(builder: "SpeechBuilder") -> dict[str, Any]:

@@ -33,6 +33,12 @@ def run(capsys, *arguments):
     return capsys.readouterr().out.splitlines()
 
 
+def test_the_source_that_is_printed_is_read(downloads, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = run(capsys, downloads, "out", "--splits=dev-clean")[-1].removeprefix("use it with --data.source=")
+    assert len(load_corpus(DataConfig(source=source, cache_dir=str(tmp_path / "cache")), "dev-clean")) == 6
+
+
 def test_archives_become_splits(downloads, tmp_path, capsys):
     lines = run(capsys, downloads, tmp_path / "out")
     assert [line.split(" utterances")[0] for line in lines[:3]] == [
