@@ -12,6 +12,7 @@ import soundfile
 
 from i3d_jax.audio.integrity import EmptyAudio
 from i3d_jax.cli import prepare
+from i3d_jax.data.corpora import DataConfig, load_corpus
 from tests.data.tiny_librispeech import CHAPTERS, subset_files, write_archive, write_folder
 
 
