@@ -32,9 +32,10 @@ def get_config() -> ExperimentConfig:
             max_seconds=10.0,
         ),
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=250),
-        batching=BatchingConfig(seconds_per_batch=60.0, num_buckets=8),
+        batching=BatchingConfig(seconds_per_batch=64.0, num_buckets=4),
         augment=AugmentConfig(
             speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
+            concatenate_seconds=8.0,
             time_warp=5,
             num_frequency_masks=2,
             frequency_mask_width=27,
@@ -43,9 +44,9 @@ def get_config() -> ExperimentConfig:
         ),
         model=ModelConfig(
             subsampling=SubsamplingConfig(channels=32),
-            encoder=EncoderConfig(num_layers=12, d_model=144, num_heads=4, ffn_dim=576, dropout=0.2),
+            encoder=EncoderConfig(num_layers=12, d_model=144, num_heads=4, ffn_dim=576, dropout=0.15),
         ),
         loss=LossConfig(interctc_layers=(4, 8)),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=500, schedule="cosine", weight_decay=1e-2),
-        training=TrainingConfig(epochs=130, eval_every_epochs=2, average_best=10, checkpoint_every_steps=500),
+        training=TrainingConfig(epochs=180, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
     )

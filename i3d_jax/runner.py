@@ -115,7 +115,11 @@ def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> Train
         return int(model.num_encoder_frames(int(num_frames(config.frontend, num_samples))))
 
     train, labels = reject_infeasible(
-        train, [tokenizer.encode(u.text) for u in train.utterances], frames, config.augment.speeds
+        train,
+        [tokenizer.encode(u.text) for u in train.utterances],
+        frames,
+        config.augment.speeds,
+        joined=config.augment.concatenate_seconds > 0,
     )
     for corpus in (train, dev):
         log(corpus.describe())
@@ -126,6 +130,7 @@ def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> Train
         speeds=config.augment.speeds,
         seed=config.seed,
         sample_rate=train.sample_rate,
+        concatenate_seconds=config.augment.concatenate_seconds,
     )
     return TrainingData(train, dev, tokenizer, labels, planner)
 

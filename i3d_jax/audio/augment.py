@@ -18,6 +18,9 @@ class AugmentConfig:
 
     speeds: tuple[float, ...] = (1.0,)
     """Speed factors; one is drawn for each utterance and epoch, inside the batch plan."""
+    concatenate_seconds: float = 0.0
+    """Join utterances in random order to rows of random length up to this; 0 keeps them apart. A small corpus wants
+    it: attention otherwise learns its sentences by heart."""
     time_warp: int = 5
     """Largest shift of the warp point, in frames; 0 switches time warping off."""
     num_frequency_masks: int = 2
@@ -33,7 +36,13 @@ class AugmentConfig:
         """Raises ValueError for a value out of range."""
         if not self.speeds or not all(0.1 <= speed <= 10 for speed in self.speeds):
             raise ValueError(f"augment.speeds {self.speeds}: expected at least one factor, each 0.1 to 10")
-        for name in ("time_warp", "num_frequency_masks", "frequency_mask_width", "num_time_masks"):
+        for name in (
+            "concatenate_seconds",
+            "time_warp",
+            "num_frequency_masks",
+            "frequency_mask_width",
+            "num_time_masks",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"augment.{name} {getattr(self, name)}: expected 0 or more")
         if not 0 <= self.time_mask_ratio <= 1:

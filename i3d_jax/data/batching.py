@@ -15,6 +15,7 @@ import numpy as np
 from i3d_jax.audio.io import num_samples_after_speed
 
 _MAX_EDGES = 256
+_SAMPLED_EPOCHS = 4  # whose rows the buckets are made for, when utterances are joined
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,20 @@ class Bucket(NamedTuple):
 
 
 class PlannedBatch(NamedTuple):
-    """One batch of the plan; its n <= bucket.batch_size utterances fill the first rows.
+    """One batch of the plan; its r <= bucket.batch_size rows come first, each with one utterance or several in a row.
 
     Attributes:
       bucket: static shape.
-      indices: [n] int64 utterances of the corpus.
+      indices: [n] int64 utterances of the corpus, n >= r.
       speeds: [n] float64 speed factors.
-      seeds: [n] uint32 augmentation seeds, a hash of (seed, epoch, utterance).
+      rows: [n] int64 row of each utterance, ascending from 0.
+      seeds: [r] uint32 augmentation seeds, a hash of (seed, epoch, first utterance of the row).
     """
 
     bucket: Bucket
     indices: np.ndarray
     speeds: np.ndarray
+    rows: np.ndarray
     seeds: np.ndarray
 
 
@@ -75,6 +78,8 @@ class BatchPlanner:
       seed: of order, speeds and augmentation seeds.
       shuffle: False gives the same batches every epoch, by length: for evaluation.
       sample_rate: in Hz.
+      concatenate_seconds: rows are made of utterances in random order, joined up to a length that is drawn for each
+        row, evenly between 0 and this; 0 keeps every utterance apart.
 
     Attributes:
       buckets: static shapes, shortest first. A batch holds at most ``seconds_per_batch`` of padded audio, unless the
@@ -94,6 +99,7 @@ class BatchPlanner:
         seed: int = 0,
         shuffle: bool = True,
         sample_rate: int = 16000,
+        concatenate_seconds: float = 0.0,
     ):
         lengths: Any = np.asarray(num_samples, np.int64)
         labels = np.asarray(num_labels, np.int64)
@@ -104,15 +110,20 @@ class BatchPlanner:
         self._seed = seed
         self._shuffle = shuffle
         self._lengths = np.stack([num_samples_after_speed(lengths, speed) for speed in speeds])  # [speeds, utterances]
-        edges = self._choose_edges()
-        self._bucket_of = np.searchsorted(edges, self._lengths)  # [speeds, utterances]
+        self._longest_row = int(concatenate_seconds * sample_rate)
+        if self._longest_row:
+            rows = [self._draw_rows(epoch).lengths for epoch in range(_SAMPLED_EPOCHS)]
+            longest = max(self._longest_row, int(self._lengths.max()))
+            self._edges = self._choose_edges(np.array([*np.concatenate(rows), longest]), _SAMPLED_EPOCHS)
+            density = (labels / self._lengths.min(0)).max()  # a row of labels as dense as anywhere
+            most = [int(np.ceil(density * edge)) for edge in self._edges]
+        else:
+            self._edges = self._choose_edges(self._lengths, len(self._speeds))
+            bucket_of = np.searchsorted(self._edges, self._lengths)  # [speeds, utterances]
+            most = [int(labels[(bucket_of == k).any(0)].max(initial=0)) for k in range(len(self._edges))]
         self.buckets = tuple(
-            Bucket(
-                int(edge),
-                max(1, int(labels[(self._bucket_of == k).any(0)].max(initial=0))),
-                self._batch_size(int(edge)),
-            )
-            for k, edge in enumerate(edges)
+            Bucket(int(edge), max(1, count), self._batch_size(int(edge)))
+            for edge, count in zip(self._edges, most, strict=True)
         )
         self._starts = [0]  # steps before each epoch, as far as asked for
         self._epochs: dict[int, list[PlannedBatch]] = {}
@@ -156,52 +167,60 @@ class BatchPlanner:
     def padded_fraction(self, epoch: int = 0) -> float:
         """Share of an epoch's samples that is padding, filler rows included."""
         total = sum(b.bucket.num_samples * b.bucket.batch_size for b in self.epoch(epoch))
-        drawn = self._draw_speeds(epoch if self._shuffle else 0)
-        return 1 - float(self._lengths[drawn, np.arange(len(drawn))].sum()) / total
+        return 1 - float(self._draw_rows(epoch if self._shuffle else 0).lengths.sum()) / total
 
     def _append_epoch(self) -> None:
         epoch = len(self._starts) - 1
-        if epoch and (not self._shuffle or len(self._speeds) == 1):
+        if epoch and not self._longest_row and (not self._shuffle or len(self._speeds) == 1):
             count = self._starts[1]
         else:
-            drawn = self._draw_speeds(epoch if self._shuffle else 0)
-            sizes = np.bincount(self._bucket_of[drawn, np.arange(len(drawn))], minlength=len(self.buckets))
+            lengths = self._draw_rows(epoch if self._shuffle else 0).lengths
+            sizes = np.bincount(np.searchsorted(self._edges, lengths), minlength=len(self.buckets))
             count = sum(-(-int(n) // bucket.batch_size) for n, bucket in zip(sizes, self.buckets, strict=True))
         self._starts.append(self._starts[-1] + count)
 
-    def _draw_speeds(self, epoch: int) -> np.ndarray:
-        """[utterances] index of each utterance's speed."""
-        return (_hash(self._seed, epoch, 1, self._lengths.shape[1]) % np.uint64(len(self._speeds))).astype(np.int64)
+    def _draw_rows(self, epoch: int) -> "_Rows":
+        """Order, speeds and rows of an epoch, before it is cut into batches."""
+        count = self._lengths.shape[1]
+        drawn = (_hash(self._seed, epoch, 1, count) % np.uint64(len(self._speeds))).astype(np.int64)
+        lengths = self._lengths[drawn, np.arange(count)]
+        rng = np.random.default_rng(_hash(self._seed, epoch, 3, 1))
+        order = rng.permutation(count) if self._shuffle else np.argsort(lengths, kind="stable")
+        starts = np.arange(count)
+        if self._longest_row:
+            wanted = _hash(self._seed, epoch, 4, count) / 2.0**64 * self._longest_row
+            starts = np.array(_greedy_starts(lengths[order].tolist(), wanted.tolist()))
+        return _Rows(order, drawn, starts, np.add.reduceat(lengths[order], starts), rng)
 
     def _plan(self, epoch: int) -> list[PlannedBatch]:
-        drawn = self._draw_speeds(epoch)
-        utterances = np.arange(len(drawn))
-        seeds = (_hash(self._seed, epoch, 2, len(drawn)) >> np.uint64(32)).astype(np.uint32)
-        lengths = self._lengths[drawn, utterances]
-        bucket_of = self._bucket_of[drawn, utterances]
-        rng = np.random.default_rng(_hash(self._seed, epoch, 3, 1))
-        order = rng.permutation(utterances) if self._shuffle else np.argsort(lengths, kind="stable")
+        rows = self._draw_rows(epoch)
+        seeds = (_hash(self._seed, epoch, 2, len(rows.order)) >> np.uint64(32)).astype(np.uint32)
+        bucket_of = np.searchsorted(self._edges, rows.lengths)
+        ends = np.append(rows.starts[1:], len(rows.order))
         batches = []
         for k, bucket in enumerate(self.buckets):
-            members = order[bucket_of[order] == k]
-            for start in range(0, len(members), bucket.batch_size):
-                rows = members[start : start + bucket.batch_size]
-                batches.append(PlannedBatch(bucket, rows, self._speeds[drawn[rows]], seeds[rows]))
-        return [batches[i] for i in rng.permutation(len(batches))] if self._shuffle else batches
+            members = np.flatnonzero(bucket_of == k)
+            for first in range(0, len(members), bucket.batch_size):
+                chosen = members[first : first + bucket.batch_size]
+                utterances = np.concatenate([rows.order[rows.starts[r] : ends[r]] for r in chosen])
+                row_of = np.repeat(np.arange(len(chosen)), ends[chosen] - rows.starts[chosen])
+                speeds = self._speeds[rows.drawn[utterances]]
+                batches.append(PlannedBatch(bucket, utterances, speeds, row_of, seeds[rows.order[rows.starts[chosen]]]))
+        return [batches[i] for i in rows.rng.permutation(len(batches))] if self._shuffle else batches
 
     def _batch_size(self, num_samples: int) -> int:
         multiple = self.config.batch_multiple
         budget = self.config.seconds_per_batch * self.sample_rate
         return max(1, int(budget // (num_samples * multiple))) * multiple
 
-    def _choose_edges(self) -> np.ndarray:
-        """Lengths of at most ``num_buckets`` buckets, with the least padded audio an epoch."""
+    def _choose_edges(self, lengths: np.ndarray, epochs: int) -> np.ndarray:
+        """Lengths of at most ``num_buckets`` buckets, with the least padded audio for the rows of so many epochs."""
         quantum = max(self.sample_rate // 10, 1)
-        quantum *= -(-int(self._lengths.max()) // (quantum * _MAX_EDGES))
-        edges, counts = np.unique(-(-self._lengths // quantum) * quantum, return_counts=True)
+        quantum *= -(-int(lengths.max()) // (quantum * _MAX_EDGES))
+        edges, counts = np.unique(-(-lengths // quantum) * quantum, return_counts=True)
         sizes = np.array([self._batch_size(int(edge)) for edge in edges])
-        below = np.concatenate([[0], np.cumsum(counts)]) / len(self._speeds)  # expected utterances below each edge
-        # cost[i, j]: one bucket for the utterances from edge i up to edge j, padded to edge j
+        below = np.concatenate([[0], np.cumsum(counts)]) / epochs  # expected rows below each edge
+        # cost[i, j]: one bucket for the rows from edge i up to edge j, padded to edge j
         batches = np.ceil(np.maximum(below[None, 1:] - below[:-1, None], 0) / sizes)
         cost = np.where(np.tri(len(edges)).T > 0, batches * sizes * edges, np.inf)
         best = cost[0]
@@ -217,6 +236,36 @@ class BatchPlanner:
         for choice in reversed(choices[: count - 1]):
             chosen.append(int(choice[chosen[-1]]))
         return np.asarray(edges[chosen[::-1]])
+
+
+class _Rows(NamedTuple):
+    """The rows of an epoch: ``order[starts[r] : starts[r + 1]]`` are the utterances of row r.
+
+    Attributes:
+      order: [U] all utterances.
+      drawn: [U] index of each utterance's speed, by utterance.
+      starts: [R] where in `order` each row begins.
+      lengths: [R] samples.
+      rng: what the order was drawn from.
+    """
+
+    order: np.ndarray
+    drawn: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    rng: np.random.Generator
+
+
+def _greedy_starts(lengths: list[int], wanted: list[float]) -> list[int]:
+    """Where rows begin, if one takes what comes next as long as it stays within the length wanted at its beginning."""
+    starts: list[int] = []
+    left = -1.0
+    for position, length in enumerate(lengths):
+        left -= length
+        if left < 0:
+            starts.append(position)
+            left = wanted[position] - length
+    return starts
 
 
 def _check(lengths: np.ndarray, labels: np.ndarray, config: BatchingConfig, speeds: Sequence[float]) -> None:

@@ -192,6 +192,8 @@ def reject_infeasible(
     labels: Sequence[Sequence[int]],
     num_frames: Callable[[int], int],
     speeds: Iterable[float] = (1.0,),
+    *,
+    joined: bool = False,
 ) -> tuple[Corpus, list[list[int]]]:
     """Drops utterances with more labels than CTC can place, which would give a huge loss and useless gradients.
 
@@ -202,6 +204,7 @@ def reject_infeasible(
       labels: token ids of each utterance.
       num_frames: samples -> encoder frames.
       speeds: speed factors of the augmentation; the fastest leaves the fewest frames.
+      joined: utterances may be joined in a row; where they meet, neighbours may be equal.
 
     Returns:
       The feasible part of the corpus, with the others under the reason `INFEASIBLE`, and its labels.
@@ -215,7 +218,7 @@ def reject_infeasible(
     infeasible = set()
     for i, (utterance, ids) in enumerate(zip(corpus.utterances, labels, strict=True)):
         repeats = sum(a == b for a, b in zip(ids, ids[1:], strict=False))
-        if num_frames(audio_io.num_samples_after_speed(utterance.num_samples, fastest)) < len(ids) + repeats:
+        if num_frames(audio_io.num_samples_after_speed(utterance.num_samples, fastest)) < len(ids) + repeats + joined:
             infeasible.add(i)
     kept = corpus.reject(INFEASIBLE, infeasible)
     if not kept.utterances:

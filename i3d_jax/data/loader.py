@@ -24,7 +24,7 @@ def load_batch(
     *,
     load_audio: Callable[[int], np.ndarray] | None = None,
 ) -> Batch:
-    """Reads the utterances of a batch, changes their speed, and pads them to the bucket.
+    """Reads the utterances of a batch, changes their speed, joins those of a row, and pads the rows to the bucket.
 
     Args:
       corpus: where the utterances are.
@@ -33,7 +33,7 @@ def load_batch(
       load_audio: index -> [S] float32; None takes ``corpus.load_audio``.
 
     Returns:
-      Numpy arrays with the bucket's shape. Rows beyond the planned utterances are fillers: invalid, no samples.
+      Numpy arrays with the bucket's shape. Rows beyond the planned ones are fillers: invalid, no samples.
 
     Raises:
       FileNotFoundError: an audio file is missing.
@@ -46,23 +46,25 @@ def load_batch(
     padded_labels = np.zeros((bucket.batch_size, bucket.num_labels), np.int32)
     num_labels = np.zeros(bucket.batch_size, np.int32)
     augment_seed = np.zeros(bucket.batch_size, np.uint32)
-    for row, (index, speed) in enumerate(zip(planned.indices.tolist(), planned.speeds.tolist(), strict=True)):
+    for row, index, speed in zip(*(x.tolist() for x in (planned.rows, planned.indices, planned.speeds)), strict=True):
         audio = (load_audio or corpus.load_audio)(index)
         if speed != 1:
             audio = change_speed(audio, speed)
         utterance, ids = corpus.utterances[index], labels[index]
-        if audio.size > bucket.num_samples or len(ids) > bucket.num_labels:
+        start, end = num_samples[row], num_samples[row] + audio.size
+        first, last = num_labels[row], num_labels[row] + len(ids)
+        if end > bucket.num_samples or last > bucket.num_labels:
             where = "" if isinstance(utterance.audio, np.ndarray) else f" ({utterance.audio})"
             raise ValueError(
                 f"utterance {utterance.id}{where} has {audio.size} samples and {len(ids)} labels, the plan allows "
-                f"{bucket.num_samples} and {bucket.num_labels}: the file changed after the corpus was read; run again"
+                f"{bucket.num_samples - start} and {bucket.num_labels - first}: the file changed after the corpus was "
+                "read; run again"
             )
-        waveform[row, : audio.size] = audio
-        num_samples[row] = audio.size
-        padded_labels[row, : len(ids)] = ids
-        num_labels[row] = len(ids)
+        waveform[row, start:end] = audio
+        padded_labels[row, first:last] = ids
+        num_samples[row], num_labels[row] = end, last
     augment_seed[: len(planned.seeds)] = planned.seeds
-    valid = np.arange(bucket.batch_size) < len(planned.indices)
+    valid = np.arange(bucket.batch_size) < len(planned.seeds)
     return Batch(waveform, num_samples, padded_labels, num_labels, valid, augment_seed)
 
 

@@ -27,6 +27,7 @@ def planners(draw):
         seed=draw(st.integers(0, 2**40)),
         shuffle=draw(st.booleans()),
         sample_rate=1000,
+        concatenate_seconds=draw(st.sampled_from([0.0, 0.5, 20.0])),
     ), np.array(lengths)
 
 
@@ -43,20 +44,23 @@ def test_laws_of_the_plan(made, epoch):
     for batch in batches:
         bucket = batch.bucket
         assert bucket in planner.buckets
-        assert 1 <= len(batch.indices) <= bucket.batch_size
-        assert batch.indices.shape == batch.speeds.shape == batch.seeds.shape
-        assert batch.seeds.dtype == np.uint32
+        count = len(batch.seeds)
+        assert 1 <= count <= bucket.batch_size and batch.seeds.dtype == np.uint32
+        assert batch.indices.shape == batch.speeds.shape == batch.rows.shape
+        assert sorted(set(batch.rows)) == list(range(count)) and (np.diff(batch.rows) >= 0).all()
         # it fits
-        for index, speed in zip(batch.indices, batch.speeds, strict=True):
-            assert num_samples_after_speed(int(lengths[index]), speed) <= bucket.num_samples
-            assert lengths[index] // 200 <= bucket.num_labels
+        samples, labels = np.zeros(count, int), np.zeros(count, int)
+        for index, speed, row in zip(batch.indices, batch.speeds, batch.rows, strict=True):
+            samples[row] += num_samples_after_speed(int(lengths[index]), speed)
+            labels[row] += lengths[index] // 200
+        assert (samples <= bucket.num_samples).all() and (labels <= bucket.num_labels).all()
         # the budget
         assert bucket.num_labels >= 1 and bucket.batch_size % config.batch_multiple == 0
         padded = bucket.num_samples * bucket.batch_size
         assert padded <= config.seconds_per_batch * 1000 or bucket.batch_size == config.batch_multiple
     # at most one batch of a bucket is not full
     for bucket in planner.buckets:
-        sizes = [len(b.indices) for b in batches if b.bucket == bucket]
+        sizes = [len(b.seeds) for b in batches if b.bucket == bucket]
         assert sum(size < bucket.batch_size for size in sizes) <= 1
     # steps
     assert planner.steps_in_epoch(epoch) == len(batches)
@@ -113,6 +117,23 @@ def test_speeds_and_seeds_belong_to_the_utterance_and_epoch():
     assert (speeds == later_speeds).mean() == pytest.approx(1 / 3, abs=0.03)  # independent between epochs
     assert abs(np.corrcoef(speeds[:-1], speeds[1:])[0, 1]) < 0.05  # and between utterances
     assert np.corrcoef(seeds.astype(float), later_seeds.astype(float))[0, 1] < 0.05
+
+
+def test_joined_utterances_have_new_neighbours_and_even_lengths():
+    lengths = np.random.default_rng(0).integers(8000, 64000, 3000)
+    config = BatchingConfig(seconds_per_batch=160.0)
+    made = BatchPlanner(lengths, lengths // 4000, config, seed=1, concatenate_seconds=10.0)
+    epochs = [made.epoch(e) for e in (0, 1)]
+    neighbours = []
+    for batches in epochs:
+        pairs = [(b.indices[i], b.indices[i + 1]) for b in batches for i in np.flatnonzero(np.diff(b.rows) == 0)]
+        assert len(pairs) > 1000
+        neighbours.append(set(pairs))
+    assert len(neighbours[0] & neighbours[1]) < 5
+    seconds = np.concatenate([np.bincount(b.rows, lengths[b.indices]) for b in epochs[0]]) / 16000
+    assert seconds.max() <= 10
+    assert 0.1 < np.mean(seconds < 3) < 0.4 and 0.1 < np.mean(seconds > 7.5) < 0.3
+    assert made.padded_fraction() < 0.3
 
 
 def test_evaluation_goes_by_length():

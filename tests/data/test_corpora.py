@@ -4,11 +4,15 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
+from i3d_jax.audio.frontend import FrontendConfig, num_frames
 from i3d_jax.data import corpora
 from i3d_jax.data import folder as layout
 from i3d_jax.data.corpora import Corpus, DataConfig, Utterance, load_corpus, reject_infeasible
 from i3d_jax.data.synthetic import tone_words
+from i3d_jax.model.subsampling import num_subsampled_frames
 
 
 def write_audio(path, seconds=1.0, rate=16000, channels=1):
@@ -180,10 +184,20 @@ def test_infeasible_labels_are_rejected():
     assert kept.rejected == {corpora.INFEASIBLE: ["1-1-1"]} and kept_labels == [labels[0], labels[2]]
     kept, kept_labels = reject_infeasible(corpus, labels[:2] + [[7]], lambda n: n // 10, speeds=(0.9, 1.0, 1.1))
     assert kept.rejected == {corpora.INFEASIBLE: ["1-1-0", "1-1-1"]} and kept_labels == [[7]]
+    kept, _ = reject_infeasible(corpus, [*labels[:2], [5, 6, 5, 6]], lambda n: n // 10, joined=True)  # 5, 6, 5 frames
+    assert kept.rejected == {corpora.INFEASIBLE: ["1-1-0", "1-1-1"]}
     with pytest.raises(ValueError, match="no utterance has enough frames"):
         reject_infeasible(corpus, [[1] * 50] * 3, lambda n: n // 10)
     with pytest.raises(ValueError, match="2 label sequences for 3 utterances"):
         reject_infeasible(corpus, labels[:2], lambda n: n)
+
+
+@given(st.lists(st.integers(1, 40_000), min_size=1, max_size=6))
+def test_joined_utterances_have_the_frames_of_their_parts(lengths):
+    def frames(samples):
+        return num_subsampled_frames(int(num_frames(FrontendConfig(), samples)))
+
+    assert frames(sum(lengths)) >= sum(map(frames, lengths))
 
 
 REAL = {"an4": (768, 89, 91), "librispeech-train-clean-5": (1215, 78, 87)}

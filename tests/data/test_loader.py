@@ -26,7 +26,7 @@ def assert_same(one, other):
 
 def test_a_batch_holds_the_utterances_and_fillers():
     bucket = Bucket(40000, 6, 4)
-    planned = PlannedBatch(bucket, np.array([5, 0]), np.array([1.0, 0.9]), np.array([7, 9], np.uint32))
+    planned = PlannedBatch(bucket, np.array([5, 0]), np.array([1.0, 0.9]), np.arange(2), np.array([7, 9], np.uint32))
     batch = load_batch(CORPUS, LABELS, planned)
     assert batch.waveform.shape == (4, 40000) and batch.waveform.dtype == np.float32
     assert batch.labels.shape == (4, 6) and batch.labels.dtype == np.int32
@@ -41,9 +41,24 @@ def test_a_batch_holds_the_utterances_and_fillers():
     assert batch.augment_seed.tolist() == [7, 9, 0, 0] and batch.augment_seed.dtype == np.uint32
 
 
-@pytest.mark.parametrize("speeds", [(1.0,), (0.9, 1.0, 1.1)])
-def test_an_epoch_is_the_plan(speeds):
-    planner = make_planner(speeds=speeds)
+def test_a_row_holds_its_utterances_one_after_another():
+    bucket = Bucket(90000, 15, 4)
+    speeds, seeds = np.array([1.0, 0.9, 1.0]), np.array([7, 9], np.uint32)
+    batch = load_batch(CORPUS, LABELS, PlannedBatch(bucket, np.array([5, 0, 3]), speeds, np.array([0, 0, 1]), seeds))
+    audio = [CORPUS.load_audio(5), change_speed(CORPUS.load_audio(0), 0.9), CORPUS.load_audio(3)]
+    for row, parts in enumerate((audio[:2], audio[2:])):
+        joined = np.concatenate(parts)
+        assert batch.num_samples[row] == joined.size
+        np.testing.assert_array_equal(batch.waveform[row, : joined.size], joined)
+        assert not batch.waveform[row, joined.size :].any()
+    for row, ids in enumerate((LABELS[5] + LABELS[0], LABELS[3])):
+        assert batch.num_labels[row] == len(ids) and batch.labels[row].tolist() == ids + [0] * (15 - len(ids))
+    assert batch.valid.tolist() == [True, True, False, False] and batch.augment_seed.tolist() == [7, 9, 0, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"speeds": (0.9, 1.0, 1.1)}, {"concatenate_seconds": 5.0}])
+def test_an_epoch_is_the_plan(options):
+    planner = make_planner(**options)
     seen = []
     for step, planned, batch in iterate_batches(CORPUS, LABELS, planner, num_epochs=1):
         assert step == len(seen)
