@@ -18,9 +18,6 @@ class AugmentConfig:
 
     speeds: tuple[float, ...] = (1.0,)
     """Speed factors; one is drawn for each utterance and epoch, inside the batch plan."""
-    concatenate_seconds: float = 0.0
-    """Join utterances in random order to rows of random length up to this; 0 keeps them apart. A small corpus wants
-    it: attention otherwise learns its sentences by heart."""
     time_warp: int = 5
     """Largest shift of the warp point, in frames; 0 switches time warping off."""
     num_frequency_masks: int = 2
@@ -31,6 +28,9 @@ class AugmentConfig:
     """Time masks an utterance."""
     time_mask_ratio: float = 0.05
     """Largest width of a time mask, as a share of the utterance."""
+    concatenate_seconds: float = 0.0
+    """Join utterances in random order to rows of random length up to this; 0 keeps them apart. A small corpus wants
+    it: attention otherwise learns its sentences by heart."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""

@@ -45,7 +45,7 @@ def measure_audio(
       OSError: the cache cannot be written.
     """
     digest = hashlib.sha256(os.fsencode(key)).hexdigest()[:16]
-    cache = epath.Path(cache_dir).expanduser() / "durations" / f"{digest}.json"
+    cache = epath.Path(cache_dir).expanduser() / "measures" / f"{digest}.json"
     known = _read_cache(cache)
     entries: dict[str, list[Any]] = {}
     measured: dict[epath.Path, Measure] = {}

@@ -41,7 +41,7 @@ def test_is_a_corpus(folder):
             level = 20 * np.log10(np.sqrt(np.mean(audio**2)))
             assert -27 < level < -19 and np.abs(audio).max() <= 0.99
     assert len(set(texts)) == 56  # no sentence is shared
-    assert [p.name for p in folder.parent.iterdir() if p.name != "durations"] == [folder.name]
+    assert [p.name for p in folder.parent.iterdir() if p.name != "measures"] == [folder.name]
 
 
 @speaks

@@ -119,7 +119,7 @@ def test_results_are_cached_until_a_file_changes(place, monkeypatch):
     assert load(place) == before and len(calls) == 2
     (place / "good.wav").write_bytes(encoded(seconds=1.5))
     assert load(place).utterances[0].num_samples == 24000 and calls[2:] == ["good.wav"]
-    (cache,) = (place.parents[1] / "cache" / "durations").iterdir()
+    (cache,) = (place.parents[1] / "cache" / "measures").iterdir()
     for text in ("{broken", "[]", '{"' + str(place / "good.wav") + '": [1, 2, 3, 4]}'):
         cache.write_text(text)
         assert load(place).utterances[0].num_samples == 24000
@@ -139,7 +139,7 @@ def test_an_interrupted_check_keeps_what_it_has(place, monkeypatch):
     monkeypatch.setattr(durations.audio_io, "check_audio", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load(place)
-    (cache,) = (place.parents[1] / "cache" / "durations").iterdir()
+    (cache,) = (place.parents[1] / "cache" / "measures").iterdir()
     assert "good.wav" in cache.read_text() and "later.wav" not in cache.read_text()
 
 
