@@ -168,7 +168,7 @@ def test_what_may_not_be_read(place, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(durations.files, "write_text", refuse)
         (place / "good.wav").write_bytes(encoded(seconds=1))
-        with pytest.raises(OSError, match=r"durations/.*json: cannot be written .*; set data\.cache_dir"):
+        with pytest.raises(OSError, match=r"measures/.*json: cannot be written .*; set data\.cache_dir"):
             load(place)
 
 
