@@ -15,6 +15,7 @@ from i3d_jax.data.loader import iterate_batches, iterate_eval
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.dev_evaluation import dev_metrics
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
+from i3d_jax.folder_lock import FolderLock
 from i3d_jax.inference.evaluation import check_lengths, evaluation_planner
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.model.asr import ASRModel
@@ -23,7 +24,6 @@ from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.loop import fit
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from i3d_jax.training.recovery import steps_in
-from i3d_jax.training.run_lock import RunLock
 from i3d_jax.training.sharding import DataParallel
 from i3d_jax.training.step import StepConfig, init_state, make_train_step
 from i3d_jax.training.summaries import RunLogger
@@ -155,7 +155,7 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
       OSError: the folder cannot be written.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with RunLock(workdir, log):
+    with FolderLock(workdir, say=log):
         return _train(config, workdir)
 
 

@@ -13,9 +13,9 @@ from etils import epath
 import i3d_jax
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import load_config
+from i3d_jax.folder_lock import FolderLock
 from i3d_jax.runner import train
 from i3d_jax.training.checkpoint import Checkpoints
-from i3d_jax.training.run_lock import RunLock
 from i3d_jax.training.warm_start import WarmStartConfig
 from tests.damage import age, flip, largest
 
@@ -97,7 +97,7 @@ def test_a_dense_run_that_another_process_trains_is_left_to_it(tmp_path, monkeyp
     shared.mkdir()
     dense = Path(__file__).with_name("tiny_config.py")
     gated = dataclasses.replace(CONFIG, warm_start=WarmStartConfig(run=str(shared), config=str(dense)))
-    with RunLock(shared):
+    with FolderLock(shared):
         with pytest.raises(ValueError, match=f"{shared} is being trained by process {os.getpid()} on"):
             train(gated, epath.Path(tmp_path / "gated"))
         with pytest.raises(ValueError, match=f"{shared} is being trained by"):
@@ -121,13 +121,14 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-def test_a_full_disk_stops_the_run_and_more_space_finishes_it(whole, small_disk, monkeypatch):
+@pytest.mark.parametrize("left", [0, 65536])
+def test_a_full_disk_stops_the_run_and_more_space_finishes_it(left, whole, small_disk, monkeypatch):
     disk = small_disk("size=20m")
     others = disk / "others"
 
     def save(checkpoints, state, real=Checkpoints.save):
-        if int(state.step) == 6:  # what else is written stays within the 64 KiB left
-            others.write_bytes(bytes(shutil.disk_usage(disk).free - 65536))
+        if int(state.step) == 6:
+            others.write_bytes(bytes(shutil.disk_usage(disk).free - left))
         real(checkpoints, state)
 
     monkeypatch.setattr(Checkpoints, "save", save)

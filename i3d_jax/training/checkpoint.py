@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
@@ -226,14 +226,19 @@ class Checkpoints:
 
     def close(self) -> None:
         """Release both managers."""
-        self._resume.close()
-        self._best.close()
+        with ExitStack() as both:
+            both.callback(self._best.close)
+            both.callback(self._resume.close)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except OSError:  # of a failed save's threads; that failure, with its advice, is on its way
+            if kind is None:
+                raise
 
 
 def _remove(folder: epath.Path) -> None:

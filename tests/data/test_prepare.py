@@ -114,7 +114,7 @@ def test_a_failure_leaves_no_split(downloads, tmp_path, capsys):
     archive.write_bytes(whole[:-2000])
     with pytest.raises(ValueError, match=r"train-clean-100\.tar\.gz: truncated or corrupt archive"):
         run(capsys, downloads, tmp_path / "out")
-    assert not list((tmp_path / "out/librispeech/train_clean_100").iterdir())
+    assert made(tmp_path / "out/librispeech/train_clean_100") == []
     assert len(shards(tmp_path / "out")) == 1  # dev-clean was finished
     archive.write_bytes(whole)
     capsys.readouterr()
@@ -132,7 +132,7 @@ def test_a_full_disk_leaves_no_split(downloads, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tfds_builders, "ArrayRecordWriter", Full)
     with pytest.raises(OSError, match=r"dev_clean/.*: cannot write the shards \(.*No space left.*is the disk full\?"):
         run(capsys, downloads, tmp_path / "out")
-    assert not list((tmp_path / "out/librispeech/dev_clean").iterdir())
+    assert made(tmp_path / "out/librispeech/dev_clean") == []
 
 
 # Stops, as if the disk were slow, when a third of the utterances is written.
@@ -159,17 +159,24 @@ def test_a_killed_run_is_repeated(downloads, tmp_path, capsys):
     command = [sys.executable, "-c", SLOW, str(downloads), str(out), "--splits=dev-clean"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout.readline() == "writing\n"
+        holder = rf"dev_clean is being prepared by process {process.pid} on .*: wait for its end or choose another DST"
+        with pytest.raises(ValueError, match=holder):
+            run(capsys, downloads, out, "--splits=dev-clean")
         process.send_signal(signal.SIGKILL)
-    (left,) = (out / "librispeech/dev_clean").iterdir()
-    assert left.name.startswith("incomplete.") and not shards(out)
+    (left,) = made(out / "librispeech/dev_clean")
+    assert left.startswith("incomplete.") and not shards(out)
     # Killed a moment later, the folder would have been complete but for its name.
-    (left / "dataset_info.json").write_text("{}")
+    (out / "librispeech/dev_clean" / left / "dataset_info.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="no prepared data set"):
         load(out, tmp_path)
     lines = run(capsys, downloads, out, "--splits=dev-clean")
     assert "kept" not in lines[0]
-    assert [p.name for p in (out / "librispeech/dev_clean").iterdir()] == ["1.0.0"]
+    assert made(out / "librispeech/dev_clean") == ["1.0.0"]
     assert len(load(out, tmp_path)) == 6
+
+
+def made(split):
+    return [path.name for path in split.iterdir() if path.name != ".lock"]
 
 
 def load(out, tmp_path):
