@@ -1,5 +1,6 @@
 """A run from its configuration: prepare the data, train."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -101,6 +102,12 @@ class TrainingData:
     tokenizer: Tokenizer
     labels: list[list[int]]
     planner: BatchPlanner
+
+    def digest(self) -> str:
+        """SHA-256 of ids, lengths and labels of the training set: with the settings, they determine every batch."""
+        rows = zip(self.train.utterances, self.labels, strict=True)
+        lines = (f"{u.id} {u.num_samples} {' '.join(map(str, ids))}\n" for u, ids in rows)
+        return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
 def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> TrainingData:
@@ -208,6 +215,7 @@ def _fit(
         _check_start(config, tokenizer, dense, checkpoints)  # before the data is read
     data = prepare_data(config, tokenizer)
     _check_start(config, data.tokenizer, dense, checkpoints)
+    checkpoints.check_data(data.digest(), len(data.train))
     data.tokenizer.save(tokenizer_path)
     save_config(config, workdir / "config.json")
     stats = dense.stats if dense else None

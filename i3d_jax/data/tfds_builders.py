@@ -80,8 +80,8 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         """Writes the split, unless it is there, and returns its report.
 
         Raises:
-          ValueError: the source is damaged or not one utterance of it is usable, and nothing is left behind; or another
-            process prepares this split there.
+          ValueError: the source is damaged or not one utterance of it is usable; or another process prepares this
+            split there. No split is left behind.
         """
         tfds.disable_progress_bar()
         place = epath.Path(self.data_dir).parent

@@ -107,6 +107,25 @@ class Checkpoints:
             )
         self._check_shapes({"params": params}, "params.")
 
+    def check_data(self, digest: str, utterances: int) -> None:
+        """Compare the training set with that of the newest checkpoint, if any: the plan of the batches depends on it.
+
+        Args:
+          digest: of what the plan is made from; later checkpoints record it.
+          utterances: how many there are, for the message.
+
+        Raises:
+          ValueError: it was trained on others.
+        """
+        known = self._saved_notes.get("data", {}) if self.latest_step() is not None else {}
+        self._notes |= {"data": {"digest": digest, "utterances": utterances}}
+        if known and known["digest"] != digest:
+            raise ValueError(
+                f"{self._resume.directory}: step {self.latest_step()} was trained on other utterances: "
+                f"{known['utterances']} there, {utterances} here, or their transcripts or lengths differ; bring the "
+                "training set back as it was, or choose another --workdir"
+            )
+
     def _check_shapes(self, template: Any, prefix: str = "") -> None:
         with self._reading():
             metadata = self._resume.item_metadata(self.latest_step())
