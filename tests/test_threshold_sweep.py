@@ -62,7 +62,8 @@ def test_automatic_sweep_of_dev(run, dev_sweep):
 def test_each_point_equals_an_evaluation_of_its_own(run, dev_sweep):
     for point in (dev_sweep.points[2], next(p for p in dev_sweep.points if p.beta == 0.5)):
         eval_script.main([str(run), "--split=dev", f"--threshold={point.beta!r}"])
-        report = json.loads((run / "eval" / f"dev-conditional-{str(point.beta).removesuffix('.0')}" / "report.json").read_text())
+        beta = str(point.beta).removesuffix(".0")
+        report = json.loads((run / "eval" / f"dev-conditional-{beta}" / "report.json").read_text())
         (row,), score = report["rows"], report["meta"]["score"]
         assert (point.wer, point.executed_layers) == (row["wer"], row["executed_layers"])
         assert point.gflops_per_second == row["gflops_per_second"]
