@@ -20,11 +20,11 @@ from i3d_jax.training.step import StepConfig, init_state, make_train_step
 from i3d_jax.types import Batch
 
 
-def build(predictor="global", loss=LossConfig(utility_weight=2.0)):  # noqa: B008
+def build(predictor="global", loss=LossConfig(utility_weight=2.0), learning_rate=1e-2):  # noqa: B008
     encoder = EncoderConfig(num_layers=2, d_model=16, num_heads=2, ffn_dim=32)
     config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor))
     model = ASRModel(config, 80, 7)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=5), 100)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=learning_rate, warmup_steps=5), 100)
     step = make_train_step(model, StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), loss, 0), optimizer)
     return jax.jit(step), init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
 
@@ -49,7 +49,8 @@ def make_batch(seed, rows=8, valid=7):
 def test_one_and_eight_devices_follow_the_same_trajectory(predictor):
     trajectories = []
     for count in (1, 8):
-        step, state = build(predictor)
+        # The paper's peak. Adam makes whole steps of gradients that are rounding noise, so that larger ones diverge.
+        step, state = build(predictor, learning_rate=2e-3)
         parallel = DataParallel.over_devices(8, jax.devices()[:count])
         state = parallel.replicate(state)
         losses = []
