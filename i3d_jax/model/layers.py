@@ -140,7 +140,8 @@ class CTCHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, V]."""
-        return nn.Dense(self.vocab_size, kernel_init=_xavier, name="projection")(layer_norm("norm")(x)).astype(jnp.float32)
+        x = nn.Dense(self.vocab_size, kernel_init=_xavier, name="projection")(layer_norm("norm")(x))
+        return x.astype(jnp.float32)
 
 
 def sinusoidal_positions(frames: int, width: int) -> np.ndarray:
