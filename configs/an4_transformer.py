@@ -32,7 +32,7 @@ def get_config() -> ExperimentConfig:
             max_seconds=10.0,
         ),
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=250),
-        batching=BatchingConfig(seconds_per_batch=64.0, num_buckets=4),
+        batching=BatchingConfig(seconds_per_batch=32.0, num_buckets=4, batch_multiple=4),
         augment=AugmentConfig(
             speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
             concatenate_seconds=8.0,
@@ -47,6 +47,6 @@ def get_config() -> ExperimentConfig:
             encoder=EncoderConfig(num_layers=12, d_model=144, num_heads=4, ffn_dim=576, dropout=0.15),
         ),
         loss=LossConfig(interctc_layers=(4, 8)),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=500, schedule="cosine", weight_decay=1e-2),
-        training=TrainingConfig(epochs=180, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=500, schedule="cosine", weight_decay=1e-2),
+        training=TrainingConfig(epochs=80, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
     )
