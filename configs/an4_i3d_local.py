@@ -25,6 +25,6 @@ def get_config() -> ExperimentConfig:
         model=replace(dense.model, gates=GateConfig(predictor="local")),
         loss=LossConfig(utility_weight=2.5),
         optimizer=replace(dense.optimizer, learning_rate=5e-4, warmup_steps=100),
-        training=replace(dense.training, epochs=12, eval_every_epochs=1, average_best=3, best_by="latest"),
+        training=replace(dense.training, epochs=8, eval_every_epochs=1, average_best=3, best_by="latest"),
         warm_start=WarmStartConfig(run="runs/an4_transformer", config="configs/an4_transformer.py"),
     )
