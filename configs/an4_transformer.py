@@ -38,9 +38,9 @@ def get_config() -> ExperimentConfig:
             concatenate_seconds=8.0,
             time_warp=5,
             num_frequency_masks=2,
-            frequency_mask_width=27,
-            num_time_masks=5,
-            time_mask_ratio=0.05,
+            frequency_mask_width=15,
+            num_time_masks=2,
+            time_mask_ratio=0.02,
         ),
         model=ModelConfig(
             subsampling=SubsamplingConfig(channels=32),
@@ -48,5 +48,5 @@ def get_config() -> ExperimentConfig:
         ),
         loss=LossConfig(interctc_layers=(4, 8)),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=500, schedule="cosine", weight_decay=1e-2),
-        training=TrainingConfig(epochs=80, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
+        training=TrainingConfig(epochs=50, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
     )
