@@ -4,6 +4,9 @@ Writes hypotheses, references (``.trn``), each utterance's gates (JSONL) and ``r
 ``python eval.py RUN --split=dev --sweep-threshold`` evaluates a gated run over thresholds instead.
 """
 
+import hashlib
+import os
+import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -16,8 +19,9 @@ from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
 from i3d_jax.inference.scoring import compare
 from i3d_jax.progress import log
-from i3d_jax.split_evaluation import evaluate_run, evaluation_folder
+from i3d_jax.split_evaluation import evaluate_run, evaluation_folder, split_name
 from i3d_jax.threshold_sweep import sweep_file, sweep_run
+from i3d_jax.validation import validate_config
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class EvalFlags:
     threshold: float | None = None
     """beta: a block is executed where p(execute) > beta; default: the model's own."""
     data: str = ""
-    """Another corpus than the run's: a folder in LibriSpeech layout."""
+    """Another corpus than the run's, written as ``data.source``."""
     max_seconds: float | None = None
     """Longest utterance that is evaluated; default: ``evaluation.max_seconds`` of the run."""
     against: str = ""
@@ -55,28 +59,40 @@ def main(argv: list[str]) -> None:
         config = replace(config, data=replace(config.data, source=flags.data))
     if flags.max_seconds is not None:
         config = replace(config, evaluation=replace(config.evaluation, max_seconds=flags.max_seconds))
-    tag = f"{epath.Path(flags.data).name}-" if flags.data else ""
+    validate_config(config)
+    split = split_name(config, flags.split)
+    tag = _tag(flags.data) if flags.data else ""
     against = epath.Path(flags.against).expanduser() if flags.against else None
     if flags.sweep_threshold is not None:
         if flags.threshold is not None or flags.execution != "conditional":
             raise ValueError("--sweep-threshold sets the threshold and the execution: leave out the options for one")
-        sweep = sweep_run(recognizer, config, run, flags.split, flags.sweep_threshold, against, tag)
-        table = sweep_file(run, flags.split, tag)
+        sweep = sweep_run(recognizer, config, run, split, flags.sweep_threshold, against, tag)
+        table = sweep_file(run, split, tag)
         log(f"\n{format_sweep(sweep)}\n\nwritten: {table}, {table.with_suffix('.png')}")
         return
-    rows, stats = evaluate_run(recognizer, config, run, flags.split, (flags.execution,), flags.threshold, tag, against)
+    folder = evaluation_folder(run, split, flags.execution, flags.threshold, tag)
+    if against is not None and against.resolve() == folder.resolve():
+        raise ValueError(f"--against={flags.against}: this evaluation is written there; name another one")
+    rows, stats = evaluate_run(recognizer, config, run, split, (flags.execution,), flags.threshold, tag, against)
     blocks = ", ".join(f"{name} {count:.2f}" for name, count in stats.executed_blocks.items())
     log(f"\n{format_table(rows)}\n\nexecuted blocks: {blocks}; distinct gate patterns: {stats.distinct_patterns}")
     if config.model.gates.predictor != "none" and stats.is_static:
         log("static: the gates are the same for every utterance")
     if against is not None:
-        folder = evaluation_folder(run, flags.split, flags.execution, flags.threshold, tag)
         difference = compare(folder, against)
         low, high = difference.interval
         log(
             f"WER minus that of {flags.against}: {difference.difference:+.2f} points, "
-            f"95 % paired-bootstrap interval {low:+.2f} to {high:+.2f}"
+            f"95 % paired-bootstrap interval {low:+.2f} to {high:+.2f}, "
+            f"fewer errors in {100 * difference.probability_a_better:.0f} % of the resamples"
         )
+
+
+def _tag(data: str) -> str:
+    """Leads the names of what is made from another corpus: two of one name in different folders stay apart."""
+    place = os.path.realpath(os.path.expanduser(data)) if os.path.exists(os.path.expanduser(data)) else data
+    name = re.sub(r"\W+", "_", epath.Path(data).name)
+    return f"{name}-{hashlib.sha256(place.encode(errors='surrogateescape')).hexdigest()[:6]}-"
 
 
 if __name__ == "__main__":

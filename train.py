@@ -37,17 +37,20 @@ def main(argv: list[str]) -> None:
     workdir = epath.Path(flags.workdir or f"runs/{config.name}").expanduser()
     if flags.test:
         load_split(config, "test")  # what is wrong with it is told now, not after the training
-    models = [(train(config, workdir), config, workdir)]
+    models = [(train(config, workdir), config, workdir, "")]
     dense = find_dense_run(config, workdir)
     if dense is not None:
-        dense_config = load_saved_config(dense / "config.json")
-        models.insert(0, (load(dense), replace(dense_config, data=config.data, evaluation=config.evaluation), dense))
+        saved = load_saved_config(dense / "config.json")
+        ours = replace(saved, data=replace(config.data, cache_dir=saved.data.cache_dir), evaluation=config.evaluation)
+        # On another test set, its own results stay.
+        place, tag = (dense, "") if ours == saved else (workdir, "dense-")
+        models.insert(0, (load(dense), ours, place, tag))
 
     report = Report(rows=[], gates={}, meta=report_meta(seed=config.seed))
-    for recognizer, its_config, run in models:
+    for recognizer, its_config, run, tag in models:
         for split in ("dev", "test") if flags.test else ("dev",):
             executions = EXECUTIONS if split == "test" else EXECUTIONS[:1]
-            rows, stats = evaluate_run(recognizer, its_config, run, split, executions)
+            rows, stats = evaluate_run(recognizer, its_config, run, split, executions, tag=tag)
             report["rows"] += rows
             report["gates"][f"{recognizer.config.name}/{split}"] = stats.to_dict()
             if its_config.model.gates.predictor != "none" and stats.is_static:

@@ -13,6 +13,7 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -279,6 +280,11 @@ def run_program(main: Callable[[list[str]], None]) -> None:
     except BrokenPipeError:  # the reader of the output has gone: nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at the end fails again
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        if os.environ.get("I3D_TRACEBACK"):
+            raise
+        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from None
     except (ValueError, OSError, ModuleNotFoundError, TrainingDiverged) as error:
         if os.environ.get("I3D_TRACEBACK"):
             raise

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,8 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
       OSError: it cannot be written; the error names ``path``, or the folder that cannot be made.
     """
     target = epath.Path(path)
-    temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+    # Processes of several containers may have one number.
+    temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     target.parent.mkdir(parents=True, exist_ok=True)
     with naming(target):
         try:
@@ -32,8 +34,8 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """As ``write_bytes``, in UTF-8."""
-    write_bytes(path, text.encode())
+    """As ``write_bytes``, in UTF-8; bytes of file names that are none become escapes, the same in Python and JSON."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def is_regular_file(path: epath.PathLike) -> bool:

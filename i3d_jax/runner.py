@@ -1,5 +1,6 @@
 """A run from its configuration: prepare the data, train."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from i3d_jax.data.loader import iterate_batches, iterate_eval
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.dev_evaluation import dev_metrics
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
+from i3d_jax.folder_lock import FolderLock
 from i3d_jax.inference.evaluation import check_lengths, evaluation_planner
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.model.asr import ASRModel
@@ -23,7 +25,6 @@ from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.loop import fit
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from i3d_jax.training.recovery import steps_in
-from i3d_jax.training.run_lock import RunLock
 from i3d_jax.training.sharding import DataParallel
 from i3d_jax.training.step import StepConfig, init_state, make_train_step
 from i3d_jax.training.summaries import RunLogger
@@ -102,6 +103,12 @@ class TrainingData:
     labels: list[list[int]]
     planner: BatchPlanner
 
+    def digest(self) -> str:
+        """SHA-256 of ids, lengths and labels of the training set: with the settings, they determine every batch."""
+        rows = zip(self.train.utterances, self.labels, strict=True)
+        lines = (f"{u.id} {u.num_samples} {' '.join(map(str, ids))}\n" for u, ids in rows)
+        return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
+
 
 def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> TrainingData:
     """Load the corpora, train the tokenizer unless one is given, and plan the batches."""
@@ -155,7 +162,7 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
       OSError: the folder cannot be written.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with RunLock(workdir, log):
+    with FolderLock(workdir, say=log):
         return _train(config, workdir)
 
 
@@ -208,6 +215,7 @@ def _fit(
         _check_start(config, tokenizer, dense, checkpoints)  # before the data is read
     data = prepare_data(config, tokenizer)
     _check_start(config, data.tokenizer, dense, checkpoints)
+    checkpoints.check_data(data.digest(), len(data.train))
     data.tokenizer.save(tokenizer_path)
     save_config(config, workdir / "config.json")
     stats = dense.stats if dense else None

@@ -5,6 +5,7 @@ state says what it is.
 """
 
 import json
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -227,9 +228,9 @@ def _evaluations(folder: epath.Path) -> Iterator[EvaluationSummary]:
             (row,) = report["rows"]
             split, execution = str(row["split"]), str(row["execution"])
             numbers = {key: float(row[key]) for key in ("wer", "executed_layers")}
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
-        if execution in EXECUTIONS:
+        if execution in EXECUTIONS and all(map(math.isfinite, numbers.values())):
             is_plain = path.parent.name == f"{split.replace('/', '_')}-{execution}"
             yield EvaluationSummary(path.parent, split, execution, **numbers, is_plain=is_plain)
 
@@ -237,7 +238,7 @@ def _evaluations(folder: epath.Path) -> Iterator[EvaluationSummary]:
 def _read_json(path: epath.Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -251,7 +252,7 @@ def _read_log(path: epath.Path) -> list[dict[str, Any]]:
     for line in text.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             lines.append(record)
@@ -260,7 +261,11 @@ def _read_log(path: epath.Path) -> list[dict[str, Any]]:
 
 def _number(line: dict[str, Any], key: str) -> float | None:
     value = line.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _last(lines: list[dict[str, Any]], key: str, *, largest: bool = False) -> float | None:

@@ -14,6 +14,12 @@ from i3d_jax.inference.scoring import UtteranceErrors, read_errors
 from i3d_jax.progress import log
 
 
+def split_name(config: ExperimentConfig, split: str) -> str:
+    """``train``, ``dev`` or ``test`` for what the configuration calls so; any other split is its own name."""
+    data = config.data
+    return {data.test: "test", data.train: "train", data.dev: "dev"}.get(split, split)
+
+
 def load_split(config: ExperimentConfig, split: str) -> Corpus:
     """The corpus of a split, announced; an utterance that is too long to evaluate is an error.
 
@@ -32,14 +38,17 @@ def check_against(corpus: Corpus, folder: epath.Path) -> UtteranceErrors:
 
     Raises:
       FileNotFoundError: the folder holds no evaluation.
-      ValueError: it is one of other utterances than the corpus has.
+      ValueError: it is one of other utterances or transcripts than the corpus has.
     """
-    words = [len(utterance.text.split()) for utterance in corpus.utterances]
-    return read_errors(folder).ordered_as([utterance.id for utterance in corpus.utterances], words, corpus.name)
+    ids, references = [u.id for u in corpus.utterances], [u.text for u in corpus.utterances]
+    return read_errors(folder).ordered_as(ids, references, corpus.name)
 
 
 def _file_name(stem: str, threshold: float | None) -> str:
-    return stem.replace("/", "_") + ("" if threshold is None else f"-{threshold:g}")
+    if threshold is None:
+        return stem.replace("/", "_")
+    short = f"{threshold:g}"
+    return f"{stem.replace('/', '_')}-{short if float(short) == threshold else threshold}"
 
 
 def evaluation_folder(

@@ -52,7 +52,7 @@ def sweep_run(
         raise ValueError(f"{workdir}: {recognizer.config.name} has no gates, so no threshold; sweep a gated run")
     for threshold in thresholds:
         recognizer.decision(threshold)
-    if not thresholds and split not in ("dev", "train", config.data.dev, config.data.train):
+    if not thresholds and split not in ("dev", "train"):
         thresholds = _thresholds_of_dev(sweep_file(workdir, "dev"), split)
     corpus = load_split(config, split)
     errors = check_against(corpus, against) if against else None

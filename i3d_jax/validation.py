@@ -65,6 +65,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_POSITIVE, lambda x: x > 0, "more than 0"),
     (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
     (_BELOW_ONE, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+    (("seed",), lambda x: x < 2**63, "below 2**63"),
     (("model.gates.threshold",), lambda x: 0 <= x <= 1, "between 0 and 1"),
 )
 
@@ -116,6 +117,9 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
         )
     if data.max_seconds <= data.min_seconds:
         yield f"data.max_seconds={data.max_seconds}: expected more than data.min_seconds={data.min_seconds}"
+    joined, budget = config.augment.concatenate_seconds, config.batching.seconds_per_batch
+    if joined > budget:
+        yield f"augment.concatenate_seconds={joined}: expected at most batching.seconds_per_batch={budget}"
     width = config.augment.frequency_mask_width
     if width > config.frontend.num_mels:
         yield f"augment.frequency_mask_width={width}: expected at most frontend.num_mels={config.frontend.num_mels}"

@@ -13,8 +13,9 @@ from etils import epath
 import i3d_jax
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import load_config
+from i3d_jax.folder_lock import FolderLock
 from i3d_jax.runner import train
-from i3d_jax.training.run_lock import RunLock
+from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.warm_start import WarmStartConfig
 from tests.damage import age, flip, largest
 
@@ -96,7 +97,7 @@ def test_a_dense_run_that_another_process_trains_is_left_to_it(tmp_path, monkeyp
     shared.mkdir()
     dense = Path(__file__).with_name("tiny_config.py")
     gated = dataclasses.replace(CONFIG, warm_start=WarmStartConfig(run=str(shared), config=str(dense)))
-    with RunLock(shared):
+    with FolderLock(shared):
         with pytest.raises(ValueError, match=f"{shared} is being trained by process {os.getpid()} on"):
             train(gated, epath.Path(tmp_path / "gated"))
         with pytest.raises(ValueError, match=f"{shared} is being trained by"):
@@ -105,7 +106,7 @@ def test_a_dense_run_that_another_process_trains_is_left_to_it(tmp_path, monkeyp
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a disk of so many KiB, and makes it larger or read-only with the options of a second call."""
+    """Mounts a disk with the options of the first call, and changes it with those of a second."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -120,18 +121,28 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], capture_output=True)
 
 
-def test_a_full_disk_stops_the_run_and_more_space_finishes_it(whole, small_disk):
-    run = epath.Path(small_disk("size=900k") / "run")
+@pytest.mark.parametrize("left", [0, 65536])
+def test_a_full_disk_stops_the_run_and_more_space_finishes_it(left, whole, small_disk, monkeypatch):
+    disk = small_disk("size=20m")
+    others = disk / "others"
+
+    def save(checkpoints, state, real=Checkpoints.save):
+        if int(state.step) == 6:
+            others.write_bytes(bytes(shutil.disk_usage(disk).free - left))
+        real(checkpoints, state)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
     with pytest.raises(OSError, match=r"step 6 cannot be saved \(No space left on device\); training up to step 3 is"):
-        train(CONFIG, run)
-    small_disk("remount", "size=20m")
-    train(CONFIG, run)
-    assert_same_model(Path(run), whole)
+        train(CONFIG, epath.Path(disk / "run"))
+    monkeypatch.undo()
+    others.unlink()
+    train(CONFIG, epath.Path(disk / "run"))
+    assert_same_model(disk / "run", whole)
 
 
 def test_a_read_only_folder_stops_the_run_at_once(small_disk, monkeypatch):
     monkeypatch.setattr("i3d_jax.runner.load_corpus", None)
-    folder = small_disk("size=900k")
+    folder = small_disk("size=1m")
     (folder / "run").mkdir()
     small_disk("remount", "ro")
     with pytest.raises(

@@ -220,6 +220,8 @@ def changed(key: str, value: object, config: ExperimentConfig | None = None) -> 
         ("name", "a/b", "name a folder"),
         ("name", "..", "name a folder"),
         ("seed", True, "an integer"),
+        ("seed", 2**63, "below 2**63"),
+        ("augment.concatenate_seconds", 61.0, "at most batching.seconds_per_batch=60.0"),
         ("optimizer.schedule", "cosin", "one of 'inverse_sqrt', 'cosine', 'linear', 'constant'"),
     ],
 )
@@ -487,6 +489,15 @@ def test_errors_of_the_system_end_in_one_line(error, line, capsys):
         run_program(main)
     assert caught.value.code == 2
     assert f"error: {line}" in (printed := capsys.readouterr().err) and printed.count("\n") == 1
+
+
+def test_an_interrupt_ends_in_one_line(capsys):
+    def main(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run_program(main)
+    assert caught.value.code == 130 and capsys.readouterr().err.endswith(": interrupted\n")
 
 
 @dataclass(frozen=True)

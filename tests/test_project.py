@@ -39,3 +39,31 @@ def test_readme_quotes_the_commands_that_ci_runs():
 def test_version_is_in_the_changelog_and_the_citation():
     assert f"## {i3d_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
     assert f"version: {i3d_jax.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+FLOORS = (
+    "types schema files progress",
+    "manifest folder_lock allocator",
+    "audio",
+    "data model",
+    "inference",
+    "training analysis",
+    "validation experiment",
+    "runner dev_evaluation split_evaluation threshold_sweep runs",
+    "cli",
+)
+
+
+def test_imports_go_down_only():
+    floor_of = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
+    for path in sorted((ROOT / "i3d_jax").rglob("*.py")):
+        parts = path.relative_to(ROOT / "i3d_jax").with_suffix("").parts
+        if parts[0] == "__init__":
+            continue
+        text = path.read_text().partition("if TYPE_CHECKING:")
+        lines = [*text[0].splitlines(), *(line for line in text[2].splitlines() if not line.startswith("    from"))]
+        for line in lines:
+            match = re.match(r"\s*from i3d_jax(?:\.(\w+))?\S* import (\w+)", line)
+            if match:
+                target = match[1] or match[2]
+                assert floor_of[target] <= floor_of[parts[0]], f"{path.name}: {line.strip()}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 import eval as eval_script
 import i3d_jax
@@ -250,6 +251,30 @@ def test_bad_input_ends_in_one_line(arguments, message, tmp_path):
     assert message in process.stderr and "Traceback" not in process.stderr
 
 
+def test_a_dense_run_keeps_its_results_when_it_is_tested_on_other_data(run, tmp_path, monkeypatch):
+    source = load_config(CONFIG)
+    gated = dataclasses.replace(
+        source,
+        data=dataclasses.replace(source.data, test="dev"),
+        warm_start=WarmStartConfig(run=str(run)),
+    )
+    placed = []
+
+    def evaluate(recognizer, config, place, split, executions, tag=""):
+        placed.append((place, split, tag, config.data.test))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_script, "train", lambda config, workdir: i3d_jax.load(run))
+    monkeypatch.setattr(train_script, "evaluate_run", evaluate)
+    for test, place, tag in (("dev", epath.Path(tmp_path / "gated"), "dense-"), ("test", run, "")):
+        config = dataclasses.replace(gated, data=dataclasses.replace(gated.data, test=test))
+        monkeypatch.setattr(train_script, "parse_command_line", lambda *_, **__: (flags, config))  # noqa: B023
+        flags = train_script.TrainFlags(workdir=str(tmp_path / "gated"))
+        with pytest.raises(KeyboardInterrupt):
+            train_script.main([])
+        assert placed.pop() == (place, "dev", tag, test)
+
+
 def test_a_failed_start_does_not_block_the_corrected_one(tmp_path):
     config = load_config(CONFIG)
     wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(tmp_path / "nowhere")))
@@ -265,7 +290,7 @@ def test_evaluations_are_compared_utterance_by_utterance(run, capsys):
     against = run / "eval" / "test-masked"
     eval_script.main([str(run), "--execution=masked", "--threshold=1.0", f"--against={against}"])
     printed = capsys.readouterr().out
-    assert "WER minus that of" in printed
+    assert "WER minus that of" in printed and "fewer errors in" in printed
     same = compare(against, against)
     assert same.difference == 0 and same.interval == (0, 0)
     with pytest.raises(FileNotFoundError, match="no evaluation there"):

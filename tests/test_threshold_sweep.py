@@ -17,6 +17,7 @@ from i3d_jax.cli import runs as runs_script
 from i3d_jax.experiment import load_config, load_saved_config, save_config
 from i3d_jax.inference.recognizer import load
 from i3d_jax.model.gates import GateConfig
+from i3d_jax.split_evaluation import split_name
 from i3d_jax.threshold_sweep import sweep_run
 
 ROOT = Path(__file__).parents[1]
@@ -61,7 +62,8 @@ def test_automatic_sweep_of_dev(run, dev_sweep):
 def test_each_point_equals_an_evaluation_of_its_own(run, dev_sweep):
     for point in (dev_sweep.points[2], next(p for p in dev_sweep.points if p.beta == 0.5)):
         eval_script.main([str(run), "--split=dev", f"--threshold={point.beta!r}"])
-        report = json.loads((run / "eval" / f"dev-conditional-{point.beta:g}" / "report.json").read_text())
+        beta = str(point.beta).removesuffix(".0")
+        report = json.loads((run / "eval" / f"dev-conditional-{beta}" / "report.json").read_text())
         (row,), score = report["rows"], report["meta"]["score"]
         assert (point.wer, point.executed_layers) == (row["wer"], row["executed_layers"])
         assert point.gflops_per_second == row["gflops_per_second"]
@@ -80,6 +82,7 @@ def test_thresholds_of_other_splits_come_from_dev_or_the_command_line(run, dev_s
     programs = recognizer.pipeline.conditional._cache_size()
     swept = sweep_run(recognizer, config, tmp_path, "test", (0.7, 0.3))
     assert [point.beta for point in swept.points] == [0.3, 0.7]
+    assert split_name(config, config.data.dev) == "dev" and split_name(config, "a+b") == "a+b"
     assert recognizer.pipeline.conditional._cache_size() == programs, "another threshold is not another program"
 
 

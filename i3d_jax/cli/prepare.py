@@ -36,7 +36,8 @@ class PrepareFlags:
     """TFDS data directory to prepare into; may hold other data sets."""
     splits: str = ""
     """Splits joined by ``+``: subsets (``dev-clean``), sub-folders, or lists (``splits/train.txt``). Empty: every
-    LibriSpeech archive there; or the lists of the folder (``splits/*.txt``), if any; or its sub-folders with audio."""
+    LibriSpeech archive there; or the lists of the folder (``splits/*.txt``), if any; or its sub-folders of
+    usual names (train-clean-100, train, dev, test)."""
     cache_dir: str = "~/.cache/i3d_jax"
     """Folder of generated corpora and cached durations."""
     demo: DemoCorpusConfig = field(default_factory=DemoCorpusConfig)

@@ -42,6 +42,7 @@ MISPLACED = "not at LibriSpeech/<subset>/<speaker>/<chapter>/"
 TOO_LARGE = "audio file of more than 256 MiB"
 
 _LARGEST_FILE = 256 << 20
+_LARGEST_MEMBER = 1 << 40
 _MOST_WAITING_BYTES = 512 << 20
 _DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
@@ -124,6 +125,8 @@ def _uncompressed(raw: IO[bytes]) -> IO[bytes]:
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     member = tar.next()
+    if member is not None and not 0 <= member.size <= _LARGEST_MEMBER:  # tarfile would skip that many bytes of nothing
+        raise tarfile.ReadError(f"a member of {member.size} bytes")
     tar.members.clear()  # type: ignore[attr-defined]  # else all headers would pile up
     return member
 
@@ -163,7 +166,7 @@ class _Chapters:
     def place(self, name: str) -> tuple[str, str] | None:
         """The chapter of a file; None if it is neither audio nor transcript of one."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        file = epath.Path(parts[-1])
+        file = epath.Path(parts[-1] if parts else ".")
         is_speech = file.suffix.lower() in folder.AUDIO_SUFFIXES or file.name.endswith(folder.TRANSCRIPT_SUFFIX)
         if not is_speech or file.name.startswith("."):
             return None

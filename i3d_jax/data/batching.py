@@ -115,8 +115,11 @@ class BatchPlanner:
             rows = [self._draw_rows(epoch).lengths for epoch in range(_SAMPLED_EPOCHS)]
             longest = max(self._longest_row, int(self._lengths.max()))
             self._edges = self._choose_edges(np.array([*np.concatenate(rows), longest]), _SAMPLED_EPOCHS)
-            density = (labels / self._lengths.min(0)).max()  # a row of labels as dense as anywhere
-            most = [int(np.ceil(density * edge)) for edge in self._edges]
+            # As many labels as the densest utterances together, each once, cut where the row ends.
+            shortest = self._lengths.min(0)
+            densest = np.argsort(-labels / shortest)
+            within, held = (np.cumsum([0, *x[densest]]) for x in (shortest, labels))
+            most = [int(np.ceil(bound)) for bound in np.interp(self._edges, within, held)]
         else:
             self._edges = self._choose_edges(self._lengths, len(self._speeds))
             bucket_of = np.searchsorted(self._edges, self._lengths)  # [speeds, utterances]

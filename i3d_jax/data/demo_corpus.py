@@ -123,7 +123,7 @@ def ensure_demo_corpus(config: DemoCorpusConfig, cache_dir: epath.PathLike) -> e
     Raises:
       ValueError: a count is not positive, or larger than the number of sentences that the grammar yields.
       ModuleNotFoundError: ``espeakng-loader`` is not installed.
-      RuntimeError: eSpeak NG failed; the message holds the last line that it printed.
+      OSError: eSpeak NG failed; the message holds the last line that it printed.
     """
     key = json.dumps([GENERATOR_VERSION, VOICES, GRAMMAR, asdict(config)])
     cache = epath.Path(cache_dir).expanduser()
@@ -251,7 +251,7 @@ def _speak(jobs: Sequence[dict[str, Any]]) -> Generator[tuple[np.ndarray, int], 
                 process.wait()
                 errors.seek(0)
                 printed = errors.read().decode(errors="replace").strip().split("\n")[-1]
-                raise RuntimeError(f"eSpeak NG failed (exit code {process.returncode}): {printed}") from None
+                raise OSError(f"eSpeak NG failed (exit code {process.returncode}): {printed}") from None
             finally:
                 process.kill()
 

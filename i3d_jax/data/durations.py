@@ -19,6 +19,7 @@ UNREADABLE = AudioError.reason
 NO_PERMISSION = "no permission to read"
 NOT_A_FILE = "broken link or no file"
 
+_ENTRY = [int, int, bool, int, int, str]
 _SHOWN_FROM = 1000  # files; fewer are measured before anybody looks for a progress bar
 
 
@@ -120,4 +121,4 @@ def _read_cache(cache: epath.Path) -> dict[str, list[Any]]:
         return {}
     if not isinstance(known, dict):
         return {}
-    return {path: entry for path, entry in known.items() if isinstance(entry, list) and len(entry) == 6}
+    return {path: e for path, e in known.items() if isinstance(e, list) and list(map(type, e)) == _ENTRY}

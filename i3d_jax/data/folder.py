@@ -144,10 +144,11 @@ def _walk(
     folder: epath.Path, seen: set[str], rejected: dict[str, list[str]]
 ) -> tuple[list[epath.Path], list[epath.Path]]:
     """Audio files and transcripts below a folder, sorted; `seen` holds the real paths of the folders entered."""
-    real = os.path.realpath(folder)  # epath's resolve() does not follow links
-    seen.add(real)
+    seen.add(os.path.realpath(folder))  # epath's resolve() does not follow links
     audio, transcripts = [], []
-    for path in sorted(_entries(folder)):
+    waiting = sorted(_entries(folder), reverse=True)
+    while waiting:
+        path = waiting.pop()
         if path.name.startswith("."):
             continue
         if path.suffix.lower() in AUDIO_SUFFIXES + OTHER_SUFFIXES and not path.is_dir():
@@ -156,12 +157,11 @@ def _walk(
             transcripts.append(path)
         elif path.is_dir():
             target = os.path.realpath(path)
-            if target in seen or (target != f"{real}/{path.name}" and _holds_any(target, seen)):
+            if target in seen or (os.path.islink(path) and _holds_any(target, seen)):
                 rejected[FOLDER_AGAIN].append(path.name)
                 continue
-            below = _walk(path, seen, rejected)
-            audio += below[0]
-            transcripts += below[1]
+            seen.add(target)
+            waiting += sorted(_entries(path), reverse=True)
     return audio, transcripts
 
 

@@ -29,6 +29,7 @@ from i3d_jax.data.archives import archive_subset, read_archive
 from i3d_jax.data.corpora import DUPLICATE
 from i3d_jax.data.records import SpeechRecord, make_record
 from i3d_jax.data.tfds_folders import REPORT
+from i3d_jax.folder_lock import FolderLock
 from i3d_jax.progress import ProgressMeter
 
 VERSION = "1.0.0"
@@ -79,13 +80,17 @@ class SpeechBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  #
         """Writes the split, unless it is there, and returns its report.
 
         Raises:
-          ValueError: the source is damaged or not one utterance of it is usable; nothing is left behind then.
+          ValueError: the source is damaged or not one utterance of it is usable; or another process prepares this
+            split there. No split is left behind.
         """
         tfds.disable_progress_bar()
-        # What killed processes left. A folder counts as a data set only under the name of a version.
-        for leftover in epath.Path(self.data_dir).parent.glob("incomplete.*"):
-            leftover.rmtree()
-        self.download_and_prepare()
+        place = epath.Path(self.data_dir).parent
+        place.mkdir(parents=True, exist_ok=True)
+        with FolderLock(place, "prepared", "DST"):
+            # What killed processes left. A folder counts as a data set only under the name of a version.
+            for leftover in place.glob("incomplete.*"):
+                leftover.rmtree()
+            self.download_and_prepare()
         path = epath.Path(self.data_dir) / REPORT
         if not path.exists():
             raise FileNotFoundError(f"{path}: not there, so the folder is not what this command makes; remove it")

@@ -41,10 +41,19 @@ class Prepared:
     problem: str
 
     def rejected(self) -> dict[str, list[str]]:
-        """Reason -> ids of what was left out when the folder was prepared."""
+        """Reason -> ids of what was left out when the folder was prepared.
+
+        Raises:
+          ValueError: the report is damaged.
+        """
         report = self.folder / REPORT
-        rejected: dict[str, list[str]] = json.loads(report.read_text())["rejected"] if report.exists() else {}
-        return rejected
+        if not report.exists():
+            return {}
+        try:
+            rejected = json.loads(report.read_text())["rejected"]
+            return {str(reason): [str(name) for name in ids] for reason, ids in rejected.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{report}: damaged ({error}); delete it, or prepare the split again") from error
 
 
 def default_tfds_dir() -> epath.Path:

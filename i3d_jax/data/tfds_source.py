@@ -180,7 +180,7 @@ def _index(records: TfdsRecords, place: Prepared, split: str, selector: str, cac
             known = json.loads(cache.read_text())
             if known["shards"] == shards:
                 return [_Row(*row) for row in known["rows"]]
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             pass  # it only saves time
     rows = list(_read_rows(records))
     files.write_text(cache, json.dumps({"shards": shards, "rows": rows}, ensure_ascii=False))

@@ -174,19 +174,21 @@ class UtteranceErrors:
       ids: utterance ids, B of them.
       errors: [B] int64 word errors.
       words: [B] int64 reference words.
+      references: transcripts, B of them.
     """
 
     folder: str
     ids: tuple[str, ...]
     errors: np.ndarray
     words: np.ndarray
+    references: tuple[str, ...]
 
-    def ordered_as(self, ids: Sequence[str], words: Sequence[int] | np.ndarray, name: str) -> "UtteranceErrors":
+    def ordered_as(self, ids: Sequence[str], references: Sequence[str], name: str) -> "UtteranceErrors":
         """The same utterances in another order.
 
         Args:
           ids: utterance ids of what this is to be compared with.
-          words: its reference words, one number for each id.
+          references: its transcripts, one for each id; only their words count.
           name: what it is called in messages.
 
         Raises:
@@ -200,13 +202,14 @@ class UtteranceErrors:
                 f"latter, {extra} are only there); score both on one split"
             )
         order = [place[key] for key in ids]
-        different = [key for key, i, count in zip(ids, order, words, strict=True) if self.words[i] != count]
+        pairs = zip(ids, order, references, strict=True)
+        different = [key for key, i, text in pairs if self.references[i].split() != text.split()]
         if different:
             raise ValueError(
-                f"{name} and {self.folder} have references of different length for {len(different)} utterances, "
-                f"{different[0]} for one; score both on the same transcripts"
+                f"{name} and {self.folder} have different references for {len(different)} utterances, {different[0]} "
+                "for one; score both on the same transcripts"
             )
-        return UtteranceErrors(self.folder, tuple(ids), self.errors[order], self.words[order])
+        return UtteranceErrors(self.folder, tuple(ids), self.errors[order], self.words[order], tuple(references))
 
 
 def read_errors(folder: epath.PathLike) -> UtteranceErrors:
@@ -223,9 +226,10 @@ def read_errors(folder: epath.PathLike) -> UtteranceErrors:
         rows = [json.loads(line) for line in path.read_text().rstrip("\n").split("\n")]
         ids = tuple(str(row["id"]) for row in rows)
         errors, words = (np.array([row[key] for row in rows], np.int64) for key in ("errors", "words"))
+        references = tuple(str(row["reference"]) for row in rows)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); make it again with eval.py") from error
-    return UtteranceErrors(os.fspath(folder), ids, errors, words)
+    return UtteranceErrors(os.fspath(folder), ids, errors, words, references)
 
 
 def compare(a: epath.PathLike, b: epath.PathLike) -> PairedDifference:
@@ -236,7 +240,7 @@ def compare(a: epath.PathLike, b: epath.PathLike) -> PairedDifference:
       ValueError: they are not evaluations of the same utterances.
     """
     first = read_errors(a)
-    second = read_errors(b).ordered_as(first.ids, first.words, first.folder)
+    second = read_errors(b).ordered_as(first.ids, first.references, first.folder)
     return paired_bootstrap(first.errors, first.words, second.errors, second.words)
 
 

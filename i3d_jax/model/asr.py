@@ -70,10 +70,11 @@ class ASRModel:
     ) -> tuple[jax.Array, jax.Array]:
         """Features [B, T, F] to the encoder input X^(0) [B, T', D] and its mask [B, T'].
 
-        As ESPnet does, the subsampled frames are scaled by sqrt(D) before the positions are added.
+        The subsampled frames are scaled by sqrt(D) before the positions are added, unless ``scale_input`` is off.
         """
         x, mask = self.subsampling.apply({"params": params["subsampling"]}, features, mask)  # type: ignore
-        x = x * math.sqrt(x.shape[-1]) + sinusoidal_positions(x.shape[1], x.shape[2])[None]
+        scale = math.sqrt(x.shape[-1]) if self.config.encoder.scale_input else 1.0
+        x = x * scale + sinusoidal_positions(x.shape[1], x.shape[2])[None]
         return dropout(x, self.config.encoder.positional_dropout, dropout_key), mask
 
     def project(self, params: Params, x: jax.Array) -> jax.Array:

@@ -44,6 +44,9 @@ class EncoderConfig:
     """Dropout on block outputs and inside the feed-forward blocks."""
     attention_dropout: float = 0.1
     """Dropout on attention weights."""
+    scale_input: bool = True
+    """Multiply the subsampled frames by sqrt(d_model) before positions are added, as ESPnet does. Without it positions
+    weigh as much as frames from the start, instead of being learnt over many thousands of steps."""
     positional_dropout: float = 0.1
     """Dropout on the encoder input, after adding positions."""
 

@@ -50,6 +50,15 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(octets >= dropped, x * (256 / (256 - dropped)), 0)
 
 
+_xavier = nn.initializers.xavier_uniform()  # ESPnet's, of every kernel
+
+
+def _thirds(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Queries, keys and values drawn as matrices of their own."""
+    keys = jax.random.split(key, 3)
+    return jnp.concatenate([_xavier(k, (shape[0], shape[1] // 3), dtype) for k in keys], axis=1)
+
+
 def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
     """``num`` independent keys, or ``num`` times None."""
     return [None] * num if key is None else list(jax.random.split(key, num))
@@ -69,14 +78,14 @@ class SelfAttention(nn.Module):
         head = width // self.num_heads
         weights_key, output_key = split_key(dropout_key, 2)
         x = layer_norm("norm")(x)
-        qkv = nn.Dense(3 * width, name="qkv")(x).reshape(batch, frames, 3, self.num_heads, head)
+        qkv = nn.Dense(3 * width, kernel_init=_thirds, name="qkv")(x).reshape(batch, frames, 3, self.num_heads, head)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * (1 / math.sqrt(head)), k).astype(jnp.float32)
         scores = jnp.where(context.mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         weights = dropout(weights, self.attention_dropout, weights_key)
         x = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, frames, width)
-        return dropout(nn.Dense(width, name="output")(x), self.dropout, output_key)
+        return dropout(nn.Dense(width, kernel_init=_xavier, name="output")(x), self.dropout, output_key)
 
 
 class FeedForward(nn.Module):
@@ -90,9 +99,9 @@ class FeedForward(nn.Module):
         """[B, T, D] -> [B, T, D], frame by frame."""
         hidden_key, output_key = split_key(dropout_key, 2)
         width = x.shape[-1]
-        x = nn.relu(nn.Dense(self.hidden_dim, name="hidden")(layer_norm("norm")(x)))
+        x = nn.relu(nn.Dense(self.hidden_dim, kernel_init=_xavier, name="hidden")(layer_norm("norm")(x)))
         x = dropout(x, self.dropout, hidden_key)
-        return dropout(nn.Dense(width, name="output")(x), self.dropout, output_key)
+        return dropout(nn.Dense(width, kernel_init=_xavier, name="output")(x), self.dropout, output_key)
 
 
 class GatePredictor(nn.Module):
@@ -131,7 +140,7 @@ class CTCHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, V]."""
-        return nn.Dense(self.vocab_size, name="projection")(layer_norm("norm")(x)).astype(jnp.float32)
+        return nn.Dense(self.vocab_size, kernel_init=_xavier, name="projection")(layer_norm("norm")(x)).astype(jnp.float32)
 
 
 def sinusoidal_positions(frames: int, width: int) -> np.ndarray:

@@ -101,7 +101,7 @@ class _Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, x.shape[-1], self.channels))
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (3, 3, x.shape[-1], self.channels))
         return conv2d(x, kernel, self.param("bias", nn.initializers.zeros, (self.channels,)), self.method)
 
 
@@ -117,7 +117,7 @@ class _Projection(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, frames, mels, channels = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (channels * mels, self.d_model))
+        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (channels * mels, self.d_model))
         bias = self.param("bias", nn.initializers.zeros, (self.d_model,))
         kernel = kernel.reshape(channels, mels, self.d_model).swapaxes(0, 1).reshape(-1, self.d_model)
         return x.reshape(batch, frames, mels * channels) @ kernel + bias[None, None, :]

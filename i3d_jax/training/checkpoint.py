@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import jax
@@ -106,6 +106,25 @@ class Checkpoints:
                 "have it made again from the same transcripts, or choose another --workdir"
             )
         self._check_shapes({"params": params}, "params.")
+
+    def check_data(self, digest: str, utterances: int) -> None:
+        """Compare the training set with that of the newest checkpoint, if any: the plan of the batches depends on it.
+
+        Args:
+          digest: of what the plan is made from; later checkpoints record it.
+          utterances: how many there are, for the message.
+
+        Raises:
+          ValueError: it was trained on others.
+        """
+        known = self._saved_notes.get("data", {}) if self.latest_step() is not None else {}
+        self._notes |= {"data": {"digest": digest, "utterances": utterances}}
+        if known and known["digest"] != digest:
+            raise ValueError(
+                f"{self._resume.directory}: step {self.latest_step()} was trained on other utterances: "
+                f"{known['utterances']} there, {utterances} here, or their transcripts or lengths differ; bring the "
+                "training set back as it was, or choose another --workdir"
+            )
 
     def _check_shapes(self, template: Any, prefix: str = "") -> None:
         with self._reading():
@@ -226,14 +245,19 @@ class Checkpoints:
 
     def close(self) -> None:
         """Release both managers."""
-        self._resume.close()
-        self._best.close()
+        with ExitStack() as both:
+            both.callback(self._best.close)
+            both.callback(self._resume.close)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except OSError:  # of a failed save's threads; that failure, with its advice, is on its way
+            if kind is None:
+                raise
 
 
 def _remove(folder: epath.Path) -> None:

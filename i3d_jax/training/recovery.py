@@ -10,6 +10,8 @@ from i3d_jax.manifest import NAME, Damaged, check_manifest
 
 Say = Callable[[str], None]
 
+_METADATA = "_CHECKPOINT_METADATA"  # Orbax's
+
 
 class Interrupted(Damaged):
     """A save was killed before its manifest was written; ``first`` when there was no checkpoint before it."""
@@ -44,17 +46,26 @@ def check_step(folder: epath.Path) -> dict[str, Any] | None:
     """
     if (folder / NAME).exists():
         return check_manifest(folder)
-    name = "_CHECKPOINT_METADATA"
     try:
-        metadata = json.loads((folder / name).read_text())
+        metadata = json.loads((folder / _METADATA).read_text())
         kept = metadata.get("custom_metadata") or {}
     except FileNotFoundError:
-        raise Damaged(f"{name} is missing") from None
+        raise Damaged(f"{_METADATA} is missing") from None
     except (ValueError, AttributeError):
-        raise Damaged(f"{name} is not what was written") from None
+        raise Damaged(f"{_METADATA} is not what was written") from None
     if "manifest" in kept:
         raise Interrupted(first=kept.get("previous_step") is None)
     return None
+
+
+def _previous_step(folder: epath.Path) -> int | None:
+    """Step of the checkpoint before this one, as far as it says so."""
+    try:
+        kept = json.loads((folder / _METADATA).read_text())["custom_metadata"]
+        step = kept["previous_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def recover_checkpoints(workdir: epath.Path, say: Say) -> dict[str, Any] | None:
@@ -82,9 +93,9 @@ def recover_checkpoints(workdir: epath.Path, say: Say) -> dict[str, Any] | None:
             say(f"{folder}: step {newer} is damaged ({why}); set aside as {place}, step {step} is used")
         return notes
     if all(isinstance(damage, Interrupted) and damage.first for damage in bad.values()):
-        # Killed within the very first save: nothing was finished before it. More than one candidate means that there
-        # were checkpoints, which somebody removed.
-        if len(steps_in(best)) > 1:
+        # Killed within the very first save: nothing was finished before it. A candidate that came after a checkpoint
+        # means that there were some, which somebody removed.
+        if any(_previous_step(best / str(step)) is not None for step in steps_in(best)):
             raise ValueError(
                 f"{folder} holds no checkpoint, but {best} has those of steps {steps_in(best)}: put the checkpoints "
                 f"back, delete {best} as well to train from the start, or choose another --workdir"

@@ -159,7 +159,7 @@ def _drop_from(log: epath.Path, start_step: int) -> None:
     """Rewrites the log without the lines at or beyond ``start_step`` and without a line cut off by a kill."""
     if not log.exists():
         return
-    lines = log.read_text().splitlines()
+    lines = log.read_bytes().decode(errors="replace").splitlines()  # the cut may be within a character
     kept = [line for line in lines if (step := _step_of(line)) is not None and step < start_step]
     if kept != lines:
         files.write_text(log, "".join(f"{line}\n" for line in kept))

@@ -86,7 +86,7 @@ def test_points(local):
         return evaluation(probabilities > beta, probabilities)
 
     baseline = evaluation(np.ones((9, 2, 2), bool), base).score
-    against = UtteranceErrors("dense", (), baseline.utterance_errors, baseline.utterance_words)
+    against = UtteranceErrors("dense", (), baseline.utterance_errors, baseline.utterance_words, ())
     points = list(
         sweep_points(evaluate, ("mha", "ffn"), thresholds=(), beta=0.5, local=local, against=against)
     )  # fmt: skip

@@ -113,6 +113,17 @@ def test_a_half_written_run(runs):
     assert (run.state, run.parameters, run.test_wer, run.seconds) == ("no steps yet", None, None, None)
 
 
+def test_numbers_that_are_none_are_left_out(runs):
+    folder = epath.Path(runs / "stopped")
+    line = '{"step": %s, "kind": "dev", "time": %s, "wer": %s, "epoch": NaN}\n'
+    (folder / "log.jsonl").write_text(line % ("NaN", "1e999", "9" * 400) + "[" * 100_000 + "\n")
+    for name, text in (("a", "[" * 100_000), ("b", '{"rows": [{"split": "a", "execution": "masked", "wer": NaN}]}')):
+        (folder / "eval" / name).mkdir(parents=True)
+        (folder / "eval" / name / "report.json").write_text(text)
+    run = summarize(folder, NOW)
+    assert (run.state, run.dev_wer, run.epochs_done, run.evaluations) == ("no steps yet", None, None, ())
+
+
 def test_pauses_between_processes_do_not_count(runs):
     folder = epath.Path(runs / "demo")
     write_log(folder, 8, start=NOW - 5000)

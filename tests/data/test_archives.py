@@ -106,6 +106,20 @@ def test_hostile_members_are_counted_and_never_followed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["dev-clean.tar.gz"]
 
 
+def test_a_size_beyond_any_file_ends_the_reading(tmp_path):
+    info = tarfile.TarInfo("LibriSpeech/dev-clean/19/198/19-198-0000.flac")
+    info.size = 1 << 80
+    path = tmp_path / "dev-clean.tar"
+    path.write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    with pytest.raises(ValueError, match=r"dev-clean\.tar: truncated or corrupt archive \(a member of \d+ bytes\)"):
+        read(path)
+
+
+def test_a_file_named_by_a_dot_is_passed_over(tmp_path):
+    path = write_archive(tmp_path / "dev-clean.tar", [(".", b"x"), *subset_files("dev-clean")])
+    assert len(read(path)[0]) == 6
+
+
 def test_a_damaged_archive_is_named(tmp_path):
     good = write_archive(tmp_path / "dev-clean.tar.gz", subset_files("dev-clean"))
     plain = write_archive(tmp_path / "plain" / "dev-clean.tar", subset_files("dev-clean"))

@@ -134,6 +134,9 @@ def test_joined_utterances_have_new_neighbours_and_even_lengths():
     assert seconds.max() <= 10
     assert 0.1 < np.mean(seconds < 3) < 0.4 and 0.1 < np.mean(seconds > 7.5) < 0.3
     assert made.padded_fraction() < 0.3
+    dense = np.append(lengths // 4000, 900)  # one utterance of very many labels widens the rows by its own, not by more
+    made = BatchPlanner(np.append(lengths, 32000), dense, config, seed=1, concatenate_seconds=10.0)
+    assert made.buckets[-1].num_labels <= 900 + 10 * 16000 / 4000
 
 
 def test_evaluation_goes_by_length():

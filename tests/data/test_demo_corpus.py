@@ -72,7 +72,7 @@ def test_an_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize("voice", [("en-us", "no-such-variant"), ("no-such-voice", "m1")])
 def test_unknown_voices_are_errors(tmp_path, monkeypatch, voice):
     monkeypatch.setattr(demo_corpus, "VOICES", (voice,))
-    with pytest.raises(RuntimeError, match=r"eSpeak NG failed \(exit code 1\).*has no voice.*no-such"):
+    with pytest.raises(OSError, match=r"eSpeak NG failed \(exit code 1\).*has no voice.*no-such"):
         ensure_demo_corpus(SMALL, tmp_path)
 
 

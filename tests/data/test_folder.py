@@ -1,6 +1,7 @@
 """Whatever lies in a folder: it is used, or counted under a reason, or ends in one line that names it."""
 
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -120,7 +121,8 @@ def test_results_are_cached_until_a_file_changes(place, monkeypatch):
     (place / "good.wav").write_bytes(encoded(seconds=1.5))
     assert load(place).utterances[0].num_samples == 24000 and calls[2:] == ["good.wav"]
     (cache,) = (place.parents[1] / "cache" / "measures").iterdir()
-    for text in ("{broken", "[]", '{"' + str(place / "good.wav") + '": [1, 2, 3, 4]}'):
+    key, entry = next(iter(json.loads(cache.read_text()).items()))
+    for text in ("{broken", "[]", json.dumps({key: [1, 2, 3, 4]}), json.dumps({key: [*entry[:3], "1", *entry[4:]]})):
         cache.write_text(text)
         assert load(place).utterances[0].num_samples == 24000
 
@@ -260,6 +262,22 @@ def test_folders_may_have_any_name(place):
         (below / f"{stem}.wav").write_bytes(WAV)
         (below / "a.trans.txt").write_text(f"{stem} A")
     assert len(load(place)) == 4 and not load(place).rejected
+
+
+def test_folders_may_lie_deep(place):
+    deep = place
+    for _ in range(1200):  # beyond Python's limit of recursion; each step is within the limit of a path's length
+        deep = deep / "d"
+        os.makedirs(deep, exist_ok=True)
+    (deep / "low.wav").write_bytes(WAV)
+    say(deep, "low LOW")
+    try:
+        assert [u.id for u in load(place).utterances] == ["low", "good"]
+    finally:  # pytest's own way to remove them is recursive
+        for file in (deep / "low.wav", deep / "b.trans.txt"):
+            file.unlink()
+        for folder in (deep, *deep.parents[:1199]):
+            folder.rmdir()
 
 
 def test_links(place, tmp_path):

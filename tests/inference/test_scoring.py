@@ -44,16 +44,19 @@ def test_agrees_with_textbook_edit_distance(pairs):
 
 
 def test_errors_of_an_evaluation_are_put_in_order(tmp_path):
-    rows = [{"id": "b", "errors": 1, "words": 4}, {"id": "a", "errors": 2, "words": 3}]
+    rows = [
+        {"id": "b", "errors": 1, "words": 4, "reference": "Q R S T"},
+        {"id": "a", "errors": 2, "words": 3, "reference": "X Y Z"},
+    ]
     write_jsonl(tmp_path / "utterances.jsonl", rows)
-    errors = read_errors(tmp_path).ordered_as(["a", "b"], [3, 4], "corpus")
+    errors = read_errors(tmp_path).ordered_as(["a", "b"], ["X Y Z", "Q R  S T"], "corpus")
     assert errors.ids == ("a", "b") and errors.errors.tolist() == [2, 1] and errors.words.tolist() == [3, 4]
     with pytest.raises(
         ValueError, match=r"corpus and .* different utterances \(1 are missing in the latter, 2 are only"
     ):
-        errors.ordered_as(["c"], [1], "corpus")
-    with pytest.raises(ValueError, match="different length for 1 utterances, b for one"):
-        errors.ordered_as(["a", "b"], [3, 5], "corpus")
+        errors.ordered_as(["c"], ["X"], "corpus")
+    with pytest.raises(ValueError, match="different references for 1 utterances, b for one"):
+        errors.ordered_as(["a", "b"], ["X Y Z", "Q R T S"], "corpus")
     (tmp_path / "utterances.jsonl").write_text('{"id": "a"}')
     with pytest.raises(ValueError, match=r"utterances.jsonl is damaged"):
         read_errors(tmp_path)

@@ -37,6 +37,7 @@ def saved(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved") / "run"
     with Checkpoints(workdir, 2) as checkpoints:
         checkpoints.check(PARAMS, "f" * 64)
+        checkpoints.check_data("d" * 64, 10)
         for step in (3, 6):
             checkpoints.save(state_at(step))
         for step in (2, 6):
@@ -76,7 +77,10 @@ def test_any_damage_of_any_file_is_found(saved, data):
             checkpoint_module.recovery.check_step(folder)
     finally:
         path.write_bytes(whole)
-    assert checkpoint_module.recovery.check_step(folder) == {"tokenizer": "f" * 64}
+    assert checkpoint_module.recovery.check_step(folder) == {
+        "tokenizer": "f" * 64,
+        "data": {"digest": "d" * 64, "utterances": 10},
+    }
 
 
 def test_the_previous_one_is_used_and_the_damaged_step_can_be_saved_again(run):
@@ -132,6 +136,9 @@ def test_without_a_good_one_nothing_is_moved_and_the_remedy_is_named(run):
         assert files_below(run) == before
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(ValueError, match=r"holds no checkpoint, but .*best has those of steps \[2, 6\]"):
+        Checkpoints(run, 2)
+    shutil.rmtree(run / "best" / "2")  # one is left, and came after a checkpoint
+    with pytest.raises(ValueError, match=r"holds no checkpoint, but .*best has those of steps \[6\]"):
         Checkpoints(run, 2)
     shutil.rmtree(run / "best")
     with Checkpoints(run, 2) as checkpoints:
@@ -195,6 +202,13 @@ def test_another_model_is_named_before_anything_is_read(run, params, message):
             checkpoints.check(params, "f" * 64)
         with pytest.raises(ValueError, match=message.partition(r" \(1 arr")[0]):
             checkpoints.restore(state_at(0, params))
+
+
+def test_other_training_data_are_named(run):
+    with Checkpoints(run, 2) as checkpoints:
+        checkpoints.check_data("d" * 64, 10)
+        with pytest.raises(ValueError, match=r"step 6 was trained on other utterances: 10 there, 9 here"):
+            checkpoints.check_data("e" * 64, 9)
 
 
 def test_another_tokenizer_is_named(run):

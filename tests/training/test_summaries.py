@@ -74,6 +74,8 @@ def test_resume_logs_every_step_once(tmp_path):
     train(tmp_path, range(0, 7), interactive=False)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 3, "ki')  # killed while writing
+    with (tmp_path / "log.jsonl").open("ab") as file:
+        file.write("я".encode()[:1])
     train(tmp_path, range(4, 10), interactive=False)
     assert [line["step"] for line in read_log(tmp_path)] == list(range(10))
     starts = [event.step for event in read_events(tmp_path) if event.HasField("session_log")]

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from i3d_jax.training.run_lock import RunLock
+from i3d_jax.folder_lock import FolderLock
 
 HOLD = """
 import sys, time
 from etils import epath
-from i3d_jax.training.run_lock import RunLock
-with RunLock(epath.Path(sys.argv[1])):
+from i3d_jax.folder_lock import FolderLock
+with FolderLock(epath.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -26,34 +26,34 @@ with RunLock(epath.Path(sys.argv[1])):
 
 def test_the_second_is_told_who_is_first_and_a_kill_leaves_no_lock(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
     )
     try:
         assert process.stdout.readline() == b"held\n"
         holder = f"is being trained by process {process.pid} on {socket.gethostname()}"
-        with pytest.raises(ValueError, match=holder), RunLock(epath.Path(tmp_path)):
+        with pytest.raises(ValueError, match=holder), FolderLock(epath.Path(tmp_path)):
             pass
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    with RunLock(epath.Path(tmp_path)):
+    with FolderLock(epath.Path(tmp_path)):
         assert f'"pid": {os.getpid()}' in (tmp_path / ".lock").read_text()
-        with pytest.raises(ValueError, match=f"process {os.getpid()}"), RunLock(epath.Path(tmp_path)):
+        with pytest.raises(ValueError, match=f"process {os.getpid()}"), FolderLock(epath.Path(tmp_path)):
             pass
-    with RunLock(epath.Path(tmp_path)):
+    with FolderLock(epath.Path(tmp_path)):
         pass
 
 
 def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch):
     said = []
-    with RunLock(epath.Path("gs://bucket/run"), said.append):
+    with FolderLock(epath.Path("gs://bucket/run"), say=said.append):
         pass
 
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with RunLock(epath.Path(tmp_path), said.append):
+    with FolderLock(epath.Path(tmp_path), say=said.append):
         pass
     assert len(said) == 2 and "gs://bucket/run is remote and not locked" in said[0]
     assert "cannot be locked (No locks available)" in said[1]
@@ -66,6 +66,6 @@ def test_a_read_only_directory_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", refuse)
     with (
         pytest.raises(OSError, match=r"cannot be written \(Read-only file system\): make it writable or choose"),
-        RunLock(epath.Path(tmp_path)),
+        FolderLock(epath.Path(tmp_path)),
     ):
         pass
