@@ -38,15 +38,17 @@ def get_config() -> ExperimentConfig:
             concatenate_seconds=8.0,
             time_warp=5,
             num_frequency_masks=2,
-            frequency_mask_width=15,
-            num_time_masks=2,
+            frequency_mask_width=10,
+            num_time_masks=0,
             time_mask_ratio=0.02,
         ),
         model=ModelConfig(
             subsampling=SubsamplingConfig(channels=32),
-            encoder=EncoderConfig(num_layers=12, d_model=144, num_heads=4, ffn_dim=576, dropout=0.15, scale_input=False),
+            encoder=EncoderConfig(
+                num_layers=12, d_model=144, num_heads=4, ffn_dim=576, attention_dropout=0.0, scale_input=False
+            ),
         ),
         loss=LossConfig(interctc_layers=(4, 8)),
         optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=500, schedule="cosine", weight_decay=1e-2),
-        training=TrainingConfig(epochs=40, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
+        training=TrainingConfig(epochs=60, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
     )
