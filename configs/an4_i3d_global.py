@@ -23,8 +23,8 @@ def get_config() -> ExperimentConfig:
         dense,
         name="an4_i3d_global",
         model=replace(dense.model, gates=GateConfig(predictor="global")),
-        loss=LossConfig(utility_weight=2.5),
+        loss=LossConfig(utility_weight=3.5),
         optimizer=replace(dense.optimizer, learning_rate=5e-4, warmup_steps=100),
-        training=replace(dense.training, epochs=12, eval_every_epochs=1, average_best=3, best_by="latest"),
+        training=replace(dense.training, epochs=6, eval_every_epochs=1, average_best=3, best_by="latest"),
         warm_start=WarmStartConfig(run="runs/an4_transformer", config="configs/an4_transformer.py"),
     )

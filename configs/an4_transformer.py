@@ -32,21 +32,23 @@ def get_config() -> ExperimentConfig:
             max_seconds=10.0,
         ),
         tokenizer=TokenizerConfig(kind="bpe", vocab_size=250),
-        batching=BatchingConfig(seconds_per_batch=64.0, num_buckets=4),
+        batching=BatchingConfig(seconds_per_batch=32.0, num_buckets=4, batch_multiple=4),
         augment=AugmentConfig(
             speeds=(0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15),
             concatenate_seconds=8.0,
             time_warp=5,
             num_frequency_masks=2,
-            frequency_mask_width=27,
-            num_time_masks=5,
-            time_mask_ratio=0.05,
+            frequency_mask_width=10,
+            num_time_masks=0,
+            time_mask_ratio=0.02,
         ),
         model=ModelConfig(
             subsampling=SubsamplingConfig(channels=32),
-            encoder=EncoderConfig(num_layers=12, d_model=144, num_heads=4, ffn_dim=576, dropout=0.15),
+            encoder=EncoderConfig(
+                num_layers=12, d_model=144, num_heads=4, ffn_dim=576, attention_dropout=0.0, scale_input=False
+            ),
         ),
         loss=LossConfig(interctc_layers=(4, 8)),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=500, schedule="cosine", weight_decay=1e-2),
-        training=TrainingConfig(epochs=180, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=500, schedule="cosine", weight_decay=1e-2),
+        training=TrainingConfig(epochs=60, eval_every_epochs=4, average_best=10, checkpoint_every_steps=500),
     )
