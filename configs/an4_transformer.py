@@ -3,7 +3,7 @@
 Command: `I3D_SPEECH_DIR=path/to/speech python train.py --config=configs/an4_transformer.py`
 
 Paper: the standard Transformer with CTC (Eqs. 1 and 2), sized for AN4. `$I3D_SPEECH_DIR/an4` is AN4 in LibriSpeech
-layout with the split lists splits/{train,dev,test}.txt. Time: about two hours on two CPU cores. Measured numbers: see
+layout with the split lists splits/{train,dev,test}.txt. Time: about 50 minutes on two CPU cores. Measured numbers: see
 RESULTS.md.
 """
 
