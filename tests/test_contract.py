@@ -40,9 +40,11 @@ class Case:
         self.model = ASRModel(config, 80, VOCABULARY)
         self.pipeline = Pipeline(FrontendConfig(normalization="none"), self.model)
         self.params = self.model.init(jax.random.key(0))
+        self.params["subsampling"]["out"]["kernel"] *= 10  # frames beside which positions are small, as after training
         if predictor != "none":
             logits = self.params["predictor"]["logits"]
-            logits["kernel"] = jax.random.normal(jax.random.key(5), logits["kernel"].shape)
+            key = jax.random.key({"local": 9, "global": 5}[predictor])  # whose gates differ between the utterances
+            logits["kernel"] = jax.random.normal(key, logits["kernel"].shape)
             logits["bias"] = jnp.zeros_like(logits["bias"])
         generator = np.random.default_rng(0)
         self.num_samples = np.array(LENGTHS, np.int32)

@@ -40,7 +40,7 @@ def write_evaluation(folder, split, errors, execution="conditional", name=""):
     wer = 100 * sum(errors) / (10 * len(errors))
     row = {"model": "m", "split": split, "execution": execution, "wer": wer, "executed_layers": 1.25}
     (target / "report.json").write_text(json.dumps({"rows": [row], "gates": {}, "meta": {}}))
-    utterances = [{"id": f"u{i}", "errors": e, "words": 10} for i, e in enumerate(errors)]
+    utterances = [{"id": f"u{i}", "errors": e, "words": 10, "reference": 10 * "A "} for i, e in enumerate(errors)]
     (target / "utterances.jsonl").write_text("".join(json.dumps(line) + "\n" for line in utterances))
 
 
