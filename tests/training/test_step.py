@@ -45,12 +45,21 @@ def make_batch(seed, rows=8, valid=7):
     )
 
 
+# Rounding differs between one device and eight. Where it moves one value across the kink of a ReLU, a whole unit gets
+# another gradient, and Adam makes a step of it: at the larger learning rate the smooth model is compared, and closely.
+@pytest.mark.parametrize(
+    ("activation", "learning_rate", "loss_bound", "params_bound"),
+    [(jax.nn.silu, 1e-2, 1e-5, 1e-4), (jax.nn.relu, 2e-3, 1e-4, 1e-3)],
+    ids=["smooth", "as it is"],
+)
 @pytest.mark.parametrize("predictor", ["local", "global"])
-def test_one_and_eight_devices_follow_the_same_trajectory(predictor):
+def test_one_and_eight_devices_follow_the_same_trajectory(
+    predictor, activation, learning_rate, loss_bound, params_bound, monkeypatch
+):
+    monkeypatch.setattr("flax.linen.relu", activation)
     trajectories = []
     for count in (1, 8):
-        # The paper's peak. Adam makes whole steps of gradients that are rounding noise, so that larger ones diverge.
-        step, state = build(predictor, learning_rate=2e-3)
+        step, state = build(predictor, learning_rate=learning_rate)
         parallel = DataParallel.over_devices(8, jax.devices()[:count])
         state = parallel.replicate(state)
         losses = []
@@ -60,10 +69,11 @@ def test_one_and_eight_devices_follow_the_same_trajectory(predictor):
         trajectories.append((losses, jax.tree.map(np.array, state.params)))
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == count
     (losses_1, params_1), (losses_8, params_8) = trajectories
-    np.testing.assert_allclose(losses_1, losses_8, rtol=1e-4)
+    np.testing.assert_allclose(losses_1, losses_8, rtol=loss_bound)
     for params in (params_1, params_8):  # softmax ignores the key bias: its gradient is rounding noise, scaled by Adam
         params["layers"]["mha"]["qkv"]["bias"][:, 16:32] = 0
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), params_1, params_8)
+    close = partial(np.testing.assert_allclose, rtol=params_bound, atol=params_bound)
+    jax.tree.map(close, params_1, params_8)
     assert losses_1[-1] < losses_1[0]
 
 
