@@ -90,7 +90,8 @@ def main(argv: list[str]) -> None:
 
 def _tag(data: str) -> str:
     """Leads the names of what is made from another corpus: two of one name in different folders stay apart."""
-    place = os.path.realpath(os.path.expanduser(data)) if os.path.exists(os.path.expanduser(data)) else data
+    path = os.path.expanduser(data)
+    place = os.path.realpath(path) if os.path.exists(path) else data
     name = re.sub(r"\W+", "_", epath.Path(data).name)
     return f"{name}-{hashlib.sha256(place.encode(errors='surrogateescape')).hexdigest()[:6]}-"
 

@@ -40,7 +40,6 @@ def get_config() -> ExperimentConfig:
             num_frequency_masks=2,
             frequency_mask_width=10,
             num_time_masks=0,
-            time_mask_ratio=0.02,
         ),
         model=ModelConfig(
             subsampling=SubsamplingConfig(channels=32),

@@ -235,7 +235,10 @@ def _fit(
     step = jax.jit(make_train_step(model, step_config, optimizer, stats), donate_argnums=0)
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    log(f"{config.name}: {count / 1e6:.2f} M parameters, {total_steps} steps, {len(data.planner.buckets)} shapes")
+    log(
+        f"{config.name}: {count / 1e6:.2f} M parameters, {total_steps} steps, {len(data.planner.buckets)} shapes, "
+        f"{100 * data.planner.padded_fraction():.0f} % padding"
+    )
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
         log(f"resumed from step {int(state.step)}")
@@ -244,8 +247,7 @@ def _fit(
         data.train,
         data.labels,
         data.planner,
-        start_step=start,
-        num_steps=total_steps - start,
+        range(start, total_steps),
         config=config.batching,
     )
     # Log lines carry the number of steps done: those up to the checkpoint stay.

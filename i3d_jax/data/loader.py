@@ -72,35 +72,28 @@ def iterate_batches(
     corpus: Corpus,
     labels: Labels,
     planner: BatchPlanner,
+    steps: range,
     *,
-    start_step: int = 0,
-    num_steps: int | None = None,
-    num_epochs: int | None = None,
     config: BatchingConfig | None = None,
 ) -> Iterator[tuple[int, PlannedBatch, Batch]]:
-    """Iterates over the plan from any step on: a resumed run gets exactly the batches that it has not seen.
+    """Iterates over steps of the plan, from any on: a resumed run gets exactly the batches that it has not seen.
 
     Args:
       corpus: where the utterances are.
       labels: token ids of each utterance.
       planner: the plan of this corpus.
-      start_step: first step, counted from 0 over all epochs.
-      num_steps: how many steps; or
-      num_epochs: up to the end of which epoch, counted from the very first step.
+      steps: which, counted from 0 over all epochs.
       config: threads, worker processes, read-ahead, memory for decoded audio; None takes the planner's.
 
     Yields:
       (step, planned batch, loaded batch).
 
     Raises:
-      ValueError: not exactly one of `num_steps` and `num_epochs` is given; or see `load_batch`.
+      ValueError: see `load_batch`.
     """
-    if (num_steps is None) == (num_epochs is None):
-        raise ValueError("give exactly one of num_steps and num_epochs")
-    end = start_step + num_steps if num_steps is not None else planner.steps_before(num_epochs or 0)
     config = config or planner.config
     load = _LoadStep(corpus, labels, planner, _AudioMemory(corpus, config.cache_gigabytes / max(config.num_workers, 1)))
-    return _read_ahead(range(start_step, end), load, config, config.num_workers)
+    return _read_ahead(steps, load, config, config.num_workers)
 
 
 def iterate_eval(

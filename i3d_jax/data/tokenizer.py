@@ -145,7 +145,3 @@ class Tokenizer:
             if i not in (self.blank_id, self.unk_id, self.sos_eos_id):
                 pieces.append(i)
         return str(self._pieces.decode(pieces))
-
-    def piece(self, token_id: int) -> str:
-        """The piece of an id; word beginnings carry a leading U+2581."""
-        return "<sos/eos>" if token_id == self.sos_eos_id else str(self._pieces.id_to_piece(token_id))

@@ -46,26 +46,31 @@ def check_step(folder: epath.Path) -> dict[str, Any] | None:
     """
     if (folder / NAME).exists():
         return check_manifest(folder)
-    try:
-        metadata = json.loads((folder / _METADATA).read_text())
-        kept = metadata.get("custom_metadata") or {}
-    except FileNotFoundError:
-        raise Damaged(f"{_METADATA} is missing") from None
-    except (ValueError, AttributeError):
-        raise Damaged(f"{_METADATA} is not what was written") from None
+    kept = _read_origin(folder)
     if "manifest" in kept:
         raise Interrupted(first=kept.get("previous_step") is None)
     return None
 
 
-def _previous_step(folder: epath.Path) -> int | None:
-    """Step of the checkpoint before this one, as far as it says so."""
+def _read_origin(folder: epath.Path) -> dict[str, Any]:
+    """What `origin` kept with a checkpoint; empty when an earlier version of the project made it."""
     try:
-        kept = json.loads((folder / _METADATA).read_text())["custom_metadata"]
-        step = kept["previous_step"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return step if isinstance(step, int) else None
+        kept = json.loads((folder / _METADATA).read_text())["custom_metadata"] or {}
+        if not isinstance(kept, dict):
+            raise TypeError
+    except FileNotFoundError:
+        raise Damaged(f"{_METADATA} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged(f"{_METADATA} is not what was written") from None
+    return kept
+
+
+def _came_later(folder: epath.Path) -> bool:
+    """Whether a checkpoint says that there was one before it."""
+    try:
+        return _read_origin(folder).get("previous_step") is not None
+    except Damaged:
+        return False
 
 
 def recover_checkpoints(workdir: epath.Path, say: Say) -> dict[str, Any] | None:
@@ -95,7 +100,7 @@ def recover_checkpoints(workdir: epath.Path, say: Say) -> dict[str, Any] | None:
     if all(isinstance(damage, Interrupted) and damage.first for damage in bad.values()):
         # Killed within the very first save: nothing was finished before it. A candidate that came after a checkpoint
         # means that there were some, which somebody removed.
-        if any(_previous_step(best / str(step)) is not None for step in steps_in(best)):
+        if any(_came_later(best / str(step)) for step in steps_in(best)):
             raise ValueError(
                 f"{folder} holds no checkpoint, but {best} has those of steps {steps_in(best)}: put the checkpoints "
                 f"back, delete {best} as well to train from the start, or choose another --workdir"

@@ -125,7 +125,7 @@ def test_batches_equal_those_of_the_folder(places, tmp_path):
             seed=3,
             sample_rate=16000,
         )
-        runs.append(list(iterate_batches(corpus, labels, planner, num_epochs=2)))
+        runs.append(list(iterate_batches(corpus, labels, planner, range(planner.steps_before(2)))))
     assert len(runs[0]) == len(runs[1]) > 4
     for (step, planned, batch), (other_step, other_planned, other) in zip(*runs, strict=True):
         assert step == other_step and planned.bucket == other_planned.bucket
