@@ -148,7 +148,11 @@ def _draw_baseline(axis: Axes, baseline: Baseline, value: str) -> None:
 
 
 def _write_thresholds(axis: Axes, sweep: Sweep) -> None:
-    for point in sweep.points:
+    labelled: list[float] = []
+    for point in sorted(sweep.points, key=lambda point: point.beta != sweep.beta):  # the model's own is never left out
+        if any(abs(point.executed_layers - x) < 0.06 * sweep.num_layers for x in labelled):
+            continue  # its label would lie on another one; the table has it
+        labelled.append(point.executed_layers)
         low = min(point.wer_interval or (point.wer,))
         # Below the interval: beside the marker it would lie on the line.
         axis.annotate(
