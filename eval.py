@@ -19,7 +19,7 @@ from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
 from i3d_jax.inference.scoring import compare
 from i3d_jax.progress import log
-from i3d_jax.split_evaluation import evaluate_run, evaluation_folder, split_name
+from i3d_jax.split_evaluation import evaluate_run, evaluation_folder, split_name, spread
 from i3d_jax.threshold_sweep import sweep_file, sweep_run
 from i3d_jax.validation import validate_config
 
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     """Evaluate and print a table."""
     flags = parse_flags(argv, EvalFlags, description=__doc__ or "")
     run = epath.Path(flags.run).expanduser()
-    recognizer = load(run)
+    recognizer = spread(load(run))
     config = load_saved_config(run / "config.json")
     if flags.data:
         config = replace(config, data=replace(config.data, source=flags.data))

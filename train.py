@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import jax
 from etils import epath
 
+from i3d_jax import hosts
 from i3d_jax.allocator import keep_freed_memory
 from i3d_jax.experiment import load_saved_config, parse_command_line, run_program
 from i3d_jax.inference.execution import EXECUTIONS
@@ -16,7 +17,7 @@ from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import Report, format_table, report_meta, write_report
 from i3d_jax.progress import log
 from i3d_jax.runner import find_dense_run, train
-from i3d_jax.split_evaluation import evaluate_run, load_split
+from i3d_jax.split_evaluation import evaluate_run, load_split, spread
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,18 @@ class TrainFlags:
 def main(argv: list[str]) -> None:
     """Train, evaluate, report."""
     flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
+    hosts.start(config.parallel.coordinator, config.parallel.lost_after_seconds)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     workdir = epath.Path(flags.workdir or f"runs/{config.name}").expanduser()
     if flags.test:
-        load_split(config, "test")  # what is wrong with it is told now, not after the training
+        with hosts.first_alone("test"):
+            load_split(config, "test")  # what is wrong with it is told now, not after the training
     models = [(train(config, workdir), config, workdir, "")]
+    first = hosts.is_first()
+    hosts.finish()
+    if not first:
+        return
     dense = find_dense_run(config, workdir)
     if dense is not None:
         saved = load_saved_config(dense / "config.json")
@@ -47,7 +54,8 @@ def main(argv: list[str]) -> None:
         models.insert(0, (load(dense), ours, place, tag))
 
     report = Report(rows=[], gates={}, meta=report_meta(seed=config.seed))
-    for recognizer, its_config, run, tag in models:
+    for loaded, its_config, run, tag in models:
+        recognizer = spread(loaded)
         for split in ("dev", "test") if flags.test else ("dev",):
             executions = EXECUTIONS if split == "test" else EXECUTIONS[:1]
             rows, stats = evaluate_run(recognizer, its_config, run, split, executions, tag=tag)

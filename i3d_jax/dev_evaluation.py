@@ -14,7 +14,7 @@ from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.evaluation import Evaluation, evaluate
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.model.gates import SoftMean
-from i3d_jax.training.sharding import DataParallel
+from i3d_jax.training.sharding import Parallel
 from i3d_jax.training.summaries import RunLogger
 
 _SAMPLES = 4  # utterances whose transcripts are logged
@@ -24,7 +24,7 @@ def dev_metrics(
     config: ExperimentConfig,
     dev: Corpus,
     candidate: Recognizer,
-    parallel: DataParallel,
+    parallel: Parallel,
     logger: RunLogger,
     step: int,
     params: Any,
@@ -33,7 +33,7 @@ def dev_metrics(
 
     Logs transcripts of a few utterances, the same at every step, and the gates of a gated model.
     """
-    candidate.params = params
+    candidate.params = parallel.replicate(params)
     run = partial(
         evaluate,
         candidate,
@@ -42,6 +42,8 @@ def dev_metrics(
         config=replace(config.evaluation, bootstrap_samples=0),
         batching=config.batching,
         place=parallel.put_batch,
+        fetch=parallel.fetch,
+        share=parallel.share(),
         interactive=False,
     )
     gated = config.model.gates.predictor != "none"

@@ -24,7 +24,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import tyro
 from etils import epath
 
-from i3d_jax import files, schema
+from i3d_jax import files, hosts, schema
 from i3d_jax.audio.augment import AugmentConfig
 from i3d_jax.audio.frontend import FrontendConfig
 from i3d_jax.data.batching import BatchingConfig
@@ -36,6 +36,7 @@ from i3d_jax.schema import to_dict
 from i3d_jax.training.loop import TrainingConfig, TrainingDiverged
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig
+from i3d_jax.training.sharding import ParallelConfig
 from i3d_jax.training.warm_start import WarmStartConfig
 from i3d_jax.validation import validate_config
 
@@ -61,6 +62,7 @@ class ExperimentConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -299,4 +301,4 @@ def _experiment_files() -> str:
 def _exit(prog: str, error: Exception) -> NoReturn:
     text = files.describe(error) if isinstance(error, OSError) else str(error)
     print(f"{prog}: error: {text}", file=sys.stderr)
-    raise SystemExit(2) from error
+    hosts.leave(2)

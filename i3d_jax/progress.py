@@ -42,7 +42,7 @@ class ProgressMeter:
         seconds_between_lines: float = 10.0,
     ) -> None:
         self.total, self.description, self.done = total, description, initial
-        self.interactive = sys.stderr.isatty() if interactive is None else interactive
+        self.interactive = (sys.stderr.isatty() if interactive is None else interactive) and not _quiet
         self._unit, self._seconds_between_lines = unit, seconds_between_lines
         self._rate_start: tuple[float, int] | None = None
         self._last_line, self._line_done = time.monotonic(), initial
@@ -75,7 +75,7 @@ class ProgressMeter:
         """Prints a line of its own, above the bar when there is one."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
-        else:
+        elif not _quiet:
             print(text, file=sys.stderr, flush=True)
 
     def eta(self) -> float | None:
@@ -96,6 +96,8 @@ class ProgressMeter:
 
     def _print_line(self, now: float, detail: str, eta: float | None) -> None:
         self._last_line, self._line_done = now, self.done
+        if _quiet:
+            return
         count = str(self.done) if self.total is None else f"{self.done}/{self.total}"
         parts = [
             self.description,
@@ -140,6 +142,16 @@ def progress(
             meter.update_to(index)
 
 
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Whether this process keeps silent, because another one says the same."""
+    global _quiet
+    _quiet = quiet
+
+
 def log(text: str) -> None:
     """Tells the reader what happens."""
-    print(text, flush=True)
+    if not _quiet:
+        print(text, flush=True)

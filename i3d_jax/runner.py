@@ -1,6 +1,7 @@
 """A run from its configuration: prepare the data, train."""
 
 import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from i3d_jax import hosts
 from i3d_jax.audio.frontend import GlobalStats, accumulate_stats, finish_stats, log_mel, num_frames
 from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
@@ -25,9 +27,9 @@ from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.loop import fit
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from i3d_jax.training.recovery import steps_in
-from i3d_jax.training.sharding import DataParallel
+from i3d_jax.training.sharding import Parallel
 from i3d_jax.training.step import StepConfig, init_state, make_train_step
-from i3d_jax.training.summaries import RunLogger
+from i3d_jax.training.summaries import RunLogger, SilentLogger
 from i3d_jax.training.warm_start import warm_start
 from i3d_jax.validation import flatten
 
@@ -61,7 +63,8 @@ def dense_model(config: ExperimentConfig, workdir: epath.Path) -> Recognizer | N
                 f"warm_start.run={run}: no finished run there; train it first or set warm_start.config"
             )
         dense = load_config(find_config(config.warm_start.config))
-        dense = replace(dense, seed=config.seed, data=config.data, tokenizer=config.tokenizer, frontend=config.frontend)
+        shared = ("seed", "data", "tokenizer", "frontend", "parallel")
+        dense = replace(dense, **{name: getattr(config, name) for name in shared})
         check_same(dense, config, run)
         log(f"== dense model first: {dense.name} in {run}")
         return train(dense, run)
@@ -159,32 +162,38 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
     Raises:
       ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good, or
         another process trains there.
-      OSError: the folder cannot be written.
+      OSError: the folder cannot be written, or one of several processes that train together was lost.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    with FolderLock(workdir, say=log):
+    with ExitStack() as held, hosts.lost_process_named(workdir):
+        hosts.first(lambda: bool(held.enter_context(FolderLock(workdir, say=log))))
         return _train(config, workdir)
 
 
 def _train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
-    saved = workdir / "config.json"
-    tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
-    begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
-    if saved.exists() and begun and load_saved_config(saved) != config:
-        raise ValueError(
-            f"{workdir} holds a run with other settings: {_differences(load_saved_config(saved), config)}; "
-            "choose another --workdir or repeat those settings"
-        )
-    if saved.exists() or not begun:  # one that was lost is written when these settings were found to fit
-        save_config(config, saved)
+    hosts.check_same({"the configuration": hashlib.sha256(repr(config).encode()).hexdigest()})
+    hosts.first(lambda: _claim(config, workdir))
     if is_finished(workdir):
         log(f"{workdir} is finished already")
         return load(workdir)
     dense = dense_model(config, workdir)
     with Checkpoints(workdir, config.training.average_best, say=log) as checkpoints:
         final = _fit(config, workdir, dense, checkpoints)
-    final.save(workdir / "model")
+    hosts.first(lambda: final.save(workdir / "model"))
     return load(workdir)
+
+
+def _claim(config: ExperimentConfig, workdir: epath.Path) -> None:
+    """Compares the configuration with that of the run in the folder, and writes it there."""
+    saved = workdir / "config.json"
+    tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
+    begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
+    if saved.exists() and begun and (different := _differences(load_saved_config(saved), config)):
+        raise ValueError(
+            f"{workdir} holds a run with other settings: {different}; choose another --workdir or repeat those settings"
+        )
+    if saved.exists() or not begun:  # one that was lost is written when these settings were found to fit
+        save_config(config, saved)
 
 
 def _check_start(
@@ -213,11 +222,12 @@ def _fit(
     tokenizer = dense.tokenizer if dense else Tokenizer.load(tokenizer_path) if tokenizer_path.exists() else None
     if tokenizer:
         _check_start(config, tokenizer, dense, checkpoints)  # before the data is read
-    data = prepare_data(config, tokenizer)
+    with hosts.first_alone("data"):  # the others find in the cache what the first one verified
+        data = prepare_data(config, tokenizer)
+    hosts.check_same({"the tokenizer": data.tokenizer.digest, "the training set": data.digest()})
     _check_start(config, data.tokenizer, dense, checkpoints)
     checkpoints.check_data(data.digest(), len(data.train))
-    data.tokenizer.save(tokenizer_path)
-    save_config(config, workdir / "config.json")
+    hosts.first(lambda: _save_inputs(config, workdir, data.tokenizer))
     stats = dense.stats if dense else None
     if config.frontend.normalization == "global" and stats is None:
         stats = global_stats(config, data.train)
@@ -226,13 +236,17 @@ def _fit(
     model = ASRModel(config.model, config.frontend.num_mels, data.tokenizer.vocab_size)
     total_steps = data.planner.steps_before(config.training.epochs)
     optimizer = make_optimizer(config.optimizer, total_steps)
-    parallel = DataParallel.over_devices(config.batching.batch_multiple)
+    parallel = Parallel.over_devices(config.parallel, config.batching.batch_multiple)
     params = jax.jit(model.init)(jax.random.key(config.seed))
     if dense:
         params = warm_start(params, dense.params)
-    state = parallel.replicate(init_state(params, optimizer))
-    step_config = StepConfig(config.frontend, config.augment, config.loss, config.seed)
-    step = jax.jit(make_train_step(model, step_config, optimizer, stats), donate_argnums=0)
+    state = parallel.place(init_state(params, optimizer))
+    step_config = StepConfig(config.frontend, config.augment, config.loss, config.seed, config.parallel.accumulate)
+    step = jax.jit(
+        make_train_step(model, step_config, optimizer, stats, parallel.gather),
+        donate_argnums=0,
+        out_shardings=(parallel.shardings(state), parallel.replicated),
+    )
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     log(
@@ -249,9 +263,11 @@ def _fit(
         data.planner,
         range(start, total_steps),
         config=config.batching,
+        share=parallel.share(),
     )
     # Log lines carry the number of steps done: those up to the checkpoint stay.
-    with RunLogger(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger:
+    logger_class = RunLogger if hosts.is_first() else SilentLogger
+    with logger_class(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger:
         candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
         state = fit(
             state,
@@ -267,10 +283,27 @@ def _fit(
         )
         params, source = checkpoints.final(state)
         logger.message(f"final model: {source}")
-    return Recognizer(recognizer_config, jax.device_get(params), data.tokenizer, stats)
+    return Recognizer(recognizer_config, parallel.fetch(params), data.tokenizer, stats)
+
+
+def _save_inputs(config: ExperimentConfig, workdir: epath.Path, tokenizer: Tokenizer) -> None:
+    tokenizer.save(workdir / "tokenizer.model")
+    save_config(config, workdir / "config.json")
+
+
+# What changes how fast a run is made, not what is made: a run may be resumed with others.
+_FREE = (
+    "batching.num_threads",
+    "batching.num_workers",
+    "batching.prefetch",
+    "batching.device_prefetch",
+    "batching.cache_gigabytes",
+    "data.cache_dir",
+    "parallel.",
+)
 
 
 def _differences(saved: ExperimentConfig, wanted: ExperimentConfig) -> str:
     theirs, ours = flatten(to_dict(saved)), flatten(to_dict(wanted))
-    different = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    different = sorted(key for key in ours if theirs[key] != ours[key] and not key.startswith(_FREE))
     return ", ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} wanted" for key in different)

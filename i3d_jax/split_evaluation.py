@@ -1,5 +1,6 @@
 """Evaluating a model on a split of a run, with everything that is kept of it."""
 
+import jax
 from etils import epath
 
 from i3d_jax.analysis.gate_stats import GateStats, gate_statistics
@@ -56,6 +57,12 @@ def evaluation_folder(
 ) -> epath.Path:
     """Where ``evaluate_run`` writes one evaluation."""
     return workdir / "eval" / _file_name(f"{tag}{split}-{execution}", threshold)
+
+
+def spread(recognizer: Recognizer) -> Recognizer:
+    """The same model on all devices of this process, if it has several."""
+    devices = jax.local_devices()
+    return recognizer.over_devices(devices) if len(devices) > 1 else recognizer
 
 
 def evaluate_run(

@@ -29,6 +29,8 @@ _AT_LEAST_ONE = (
     "training.checkpoint_every_steps",
     "training.max_bad_steps",
     "training.log_every_steps",
+    "parallel.accumulate",
+    "parallel.lost_after_seconds",
 )
 _POSITIVE = (
     "data.max_seconds",
@@ -66,6 +68,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
     (_BELOW_ONE, lambda x: 0 <= x < 1, "at least 0 and below 1"),
     (("seed",), lambda x: x < 2**63, "below 2**63"),
+    (("parallel.data", "parallel.fsdp"), lambda x: x >= 1 or x == -1, "at least 1, or -1 for all devices left"),
     (("model.gates.threshold",), lambda x: 0 <= x <= 1, "between 0 and 1"),
 )
 
@@ -125,6 +128,8 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
         yield f"augment.frequency_mask_width={width}: expected at most frontend.num_mels={config.frontend.num_mels}"
     if encoder.num_heads >= 1 and encoder.d_model % encoder.num_heads:
         yield f"model.encoder.d_model={encoder.d_model}: expected a multiple of num_heads={encoder.num_heads}"
+    if config.parallel.data == config.parallel.fsdp == -1:
+        yield "parallel.data=-1: expected a number, or one for parallel.fsdp=-1: only one of them can be what is left"
     taps = config.loss.interctc_layers
     if any(not 1 <= tap < encoder.num_layers for tap in taps) or list(taps) != sorted(set(taps)):
         yield (

@@ -183,13 +183,13 @@ def counting(counter):
     def patch(cls, name):
         original = cls.__call__
 
-        def call(self, x, context, dropout_key=None):
+        def call(self, x, context, dropout_keys=None):
             def count(_):
                 counter[name] += 1
                 return np.int32(0)
 
             zero = io_callback(count, jax.ShapeDtypeStruct((), jnp.int32), x.sum().astype(jnp.int32) * 0)
-            return original(self, x, context, dropout_key) + zero.astype(x.dtype)
+            return original(self, x, context, dropout_keys) + zero.astype(x.dtype)
 
         return mock.patch.object(cls, "__call__", call)
 
@@ -219,6 +219,31 @@ def test_unwanted_branches_are_never_run_and_counts_are_reported(predictor, exec
             case.run(execution, Fixed(pattern))
             jax.effects_barrier()
             assert counter == {"ffn": 1, "mha": 1}
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_devices_skip_what_their_own_rows_do_not_want(predictor):
+    counter = Counter()
+    patches = counting(counter)
+    with patches[0], patches[1]:
+        case = Case(predictor)
+        decide = inference_decision(case.model.config.gates)
+        whole = case.run("conditional", decide)
+        case.pipeline = Pipeline(case.pipeline.frontend, case.model, devices=jax.devices()[:3])
+        for execution in ("masked", "conditional"):
+            assert_same(case.run(execution, decide), whole)
+        counter.clear()
+        gates = case.run("conditional", decide).gates
+        jax.effects_barrier()
+        assert [counter["mha"], counter["ffn"]] == gates.sum(axis=(0, 1)).tolist()
+        pattern = np.zeros((3, LAYERS, GATES), bool)
+        pattern[1, 0, 1] = pattern[2, 0, 1] = pattern[0, 2, 0] = True
+        counter.clear()
+        np.testing.assert_array_equal(case.run("conditional", Fixed(pattern)).gates, pattern)
+        jax.effects_barrier()
+        assert counter == {"ffn": 2, "mha": 1}
+    lowered = case.pipeline.conditional.lower(case.params, case.waveform, case.num_samples, decide)
+    assert not any(word in lowered.compile().as_text() for word in ("all-gather", "all-reduce", "all-to-all"))
 
 
 def test_eager_takes_one_utterance(cases):

@@ -17,12 +17,27 @@ _Item = TypeVar("_Item")
 _Loaded = TypeVar("_Loaded")
 
 
+@dataclass(frozen=True)
+class Share:
+    """What of each batch one of several processes reads: its rows are cut into equal parts, some of them its own."""
+
+    parts: int
+    """Devices of all processes."""
+    own: tuple[int, ...]
+    """Parts of this process."""
+
+    def rows(self, batch_size: int) -> np.ndarray:
+        """[batch_size] bool, True for rows of this process."""
+        return np.isin(np.arange(batch_size) * self.parts // batch_size, self.own)
+
+
 def load_batch(
     corpus: Corpus,
     labels: Labels,
     planned: PlannedBatch,
     *,
     load_audio: Callable[[int], np.ndarray] | None = None,
+    share: "Share | None" = None,
 ) -> Batch:
     """Reads the utterances of a batch, changes their speed, joins those of a row, and pads the rows to the bucket.
 
@@ -31,9 +46,11 @@ def load_batch(
       labels: token ids of each utterance of the corpus.
       planned: the batch.
       load_audio: index -> [S] float32; None takes ``corpus.load_audio``.
+      share: whose audio is read; None reads all.
 
     Returns:
-      Numpy arrays with the bucket's shape. Rows beyond the planned ones are fillers: invalid, no samples.
+      Numpy arrays with the bucket's shape. Rows beyond the planned ones are fillers: invalid, no samples. Rows of other
+      processes are planned, but hold no audio and no labels.
 
     Raises:
       FileNotFoundError: an audio file is missing.
@@ -46,7 +63,10 @@ def load_batch(
     padded_labels = np.zeros((bucket.batch_size, bucket.num_labels), np.int32)
     num_labels = np.zeros(bucket.batch_size, np.int32)
     augment_seed = np.zeros(bucket.batch_size, np.uint32)
+    ours = np.ones(bucket.batch_size, bool) if share is None else share.rows(bucket.batch_size)
     for row, index, speed in zip(*(x.tolist() for x in (planned.rows, planned.indices, planned.speeds)), strict=True):
+        if not ours[row]:
+            continue
         audio = (load_audio or corpus.load_audio)(index)
         if speed != 1:
             audio = change_speed(audio, speed)
@@ -75,6 +95,7 @@ def iterate_batches(
     steps: range,
     *,
     config: BatchingConfig | None = None,
+    share: Share | None = None,
 ) -> Iterator[tuple[int, PlannedBatch, Batch]]:
     """Iterates over steps of the plan, from any on: a resumed run gets exactly the batches that it has not seen.
 
@@ -84,6 +105,7 @@ def iterate_batches(
       planner: the plan of this corpus.
       steps: which, counted from 0 over all epochs.
       config: threads, worker processes, read-ahead, memory for decoded audio; None takes the planner's.
+      share: of several processes that train together, whose audio is read; None reads all.
 
     Yields:
       (step, planned batch, loaded batch).
@@ -92,12 +114,19 @@ def iterate_batches(
       ValueError: see `load_batch`.
     """
     config = config or planner.config
-    load = _LoadStep(corpus, labels, planner, _AudioMemory(corpus, config.cache_gigabytes / max(config.num_workers, 1)))
+    load = _LoadStep(
+        corpus, labels, planner, share, _AudioMemory(corpus, config.cache_gigabytes / max(config.num_workers, 1))
+    )
     return _read_ahead(steps, load, config, config.num_workers)
 
 
 def iterate_eval(
-    corpus: Corpus, labels: Labels, planner: BatchPlanner, *, config: BatchingConfig | None = None
+    corpus: Corpus,
+    labels: Labels,
+    planner: BatchPlanner,
+    *,
+    config: BatchingConfig | None = None,
+    share: Share | None = None,
 ) -> Iterator[tuple[PlannedBatch, Batch]]:
     """Iterates once over a corpus: epoch 0 of the plan.
 
@@ -106,7 +135,7 @@ def iterate_eval(
     """
 
     def load(planned: PlannedBatch) -> tuple[PlannedBatch, Batch]:
-        return planned, load_batch(corpus, labels, planned)
+        return planned, load_batch(corpus, labels, planned, share=share)
 
     return _read_ahead(planner.epoch(0), load, config or planner.config)
 
@@ -138,12 +167,13 @@ class _LoadStep:
     corpus: Corpus
     labels: Labels
     planner: BatchPlanner
+    share: Share | None
     audio: "_AudioMemory"
 
     def __call__(self, step: int) -> tuple[int, PlannedBatch, Batch]:
         epoch, position = self.planner.locate(step)
         planned = self.planner.epoch(epoch)[position]
-        return step, planned, load_batch(self.corpus, self.labels, planned, load_audio=self.audio)
+        return step, planned, load_batch(self.corpus, self.labels, planned, load_audio=self.audio, share=self.share)
 
 
 class _AudioMemory:

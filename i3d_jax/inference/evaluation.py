@@ -1,16 +1,18 @@
 """Evaluation of a recogniser on a corpus: error rates, executed layers, GFLOPs and real-time factor."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
 from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus
-from i3d_jax.data.loader import iterate_eval
+from i3d_jax.data.loader import Share, iterate_eval
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.recognizer import Recognizer, alone
 from i3d_jax.inference.report import ReportRow
@@ -135,6 +137,8 @@ def evaluate(
     batching: BatchingConfig,
     *,
     place: Callable[[Any], Any] = lambda batch: batch,
+    fetch: Callable[[Any], Any] = jax.device_get,
+    share: Share | None = None,
     interactive: bool | None = None,
 ) -> Evaluation:
     """Recognise and score a corpus.
@@ -147,6 +151,8 @@ def evaluate(
       config: of decoding and scoring.
       batching: threads and batch multiple of the loader.
       place: puts (waveform, num_samples) on devices.
+      fetch: brings what was recognised back to the host.
+      share: of several processes that evaluate together, whose audio is read; None reads all.
       interactive: progress bar or lines; None asks the terminal.
 
     Raises:
@@ -161,7 +167,7 @@ def evaluate(
 
     def run(indices: np.ndarray, waveform: np.ndarray, num_samples: np.ndarray) -> None:
         waveform, num_samples = place((waveform, num_samples))
-        recognition = recognizer.recognize(waveform, num_samples, decide, execution)
+        recognition = recognizer.recognize(waveform, num_samples, decide, execution, fetch)
         spent = recognizer.gflops(recognition, execution)
         for row, index in enumerate(indices):
             hypotheses[index] = recognizer.text(recognition, row)
@@ -174,9 +180,10 @@ def evaluate(
             waveform = corpus.load_audio(index)
             run(np.array([index]), *alone(waveform))
     else:
-        planner = evaluation_planner(corpus, config, batching)
+        rows = math.lcm(batching.batch_multiple, len(recognizer.split.devices) if recognizer.split else 1)
+        planner = evaluation_planner(corpus, config, replace(batching, batch_multiple=rows))
         empty: list[list[int]] = [[]] * count
-        batches = iterate_eval(corpus, empty, planner)
+        batches = iterate_eval(corpus, empty, planner, share=share)
         total = planner.steps_in_epoch(0)
         for planned, batch in progress(batches, description, total=total, interactive=interactive):
             assert isinstance(batch, Batch)

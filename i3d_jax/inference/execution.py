@@ -7,13 +7,15 @@ eager          a host loop at batch 1: each block is compiled once, a closed blo
 =============  =========================================================================================
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.inference.decoding import greedy_decode
@@ -62,15 +64,50 @@ class EagerPieces(NamedTuple):
 
 
 class Pipeline:
-    """Front end, model and greedy CTC decoding, compiled once for each shape; parameters are arguments."""
+    """Front end, model and greedy CTC decoding, compiled once for each shape; parameters are arguments.
 
-    def __init__(self, frontend: FrontendConfig, model: ASRModel, stats: GlobalStats | None = None):
-        """Bind configuration; nothing is compiled yet."""
+    Over several devices each one runs the program on rows of its own, so that what it skips depends on them alone:
+    there is no communication, and devices may take different branches.
+    """
+
+    def __init__(
+        self,
+        frontend: FrontendConfig,
+        model: ASRModel,
+        stats: GlobalStats | None = None,
+        devices: Sequence[jax.Device] = (),
+    ):
+        """Bind configuration; nothing is compiled yet.
+
+        Args:
+          frontend: of the features.
+          model: the recogniser.
+          stats: of global normalisation.
+          devices: among which ``masked`` and ``conditional`` split batches, whose rows their number divides; empty
+            leaves the place to jax.
+        """
         self.frontend = frontend
         self.model = model
         self.stats = stats
-        self.masked = jax.jit(partial(self._run, execute=masked))
-        self.conditional = jax.jit(partial(self._run, execute=conditional))
+        self.devices = tuple(devices)
+        self.masked = jax.jit(self._split(partial(self._run, execute=masked)))
+        self.conditional = jax.jit(self._split(partial(self._run, execute=conditional)))
+
+    def _split(self, run: Callable[..., Recognition]) -> Callable[..., Recognition]:
+        if not self.devices:
+            return run
+        mesh = jax.make_mesh((len(self.devices),), ("data",), (AxisType.Auto,), devices=self.devices)
+        rows, whole = P("data"), P()
+
+        def split(params: Params, waveform: jax.Array, num_samples: jax.Array, decide: Decision) -> Recognition:
+            # A decision may hold a pattern for each row, [B, N, M]; what else it holds is for all of them.
+            decisions = jax.tree.map(lambda leaf: rows if jnp.ndim(leaf) == 3 else whole, decide)
+            specs = (whole, rows, rows, decisions)
+            # check_vma: gates vary between devices, the states they are scanned with need not yet.
+            mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+            return mapped(params, waveform, num_samples, decide)
+
+        return split
 
     def features(self, waveform: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normalised log-mel features [B, T, F] and their mask [B, T]."""

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,6 +30,7 @@ from i3d_jax.model.flops import count_flops
 from i3d_jax.model.gates import Decision, inference_decision
 from i3d_jax.model.params import flatten, unflatten
 from i3d_jax.schema import from_dict, to_dict
+from i3d_jax.types import Array
 
 MAX_SECONDS = 480.0
 """Longest audio that `Recognizer.transcribe` takes unasked: with 4 attention heads it fits into 16 GB."""
@@ -98,7 +100,17 @@ class Recognizer:
         self.stats = stats
         self.model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
         self.pipeline = Pipeline(config.frontend, self.model, stats)
+        self.split: Pipeline | None = None
         self.params = params
+
+    def over_devices(self, devices: Sequence[jax.Device]) -> "Recognizer":
+        """The same model, which splits batches among devices that skip independently.
+
+        Batches whose rows the number of devices does not divide run on one of them.
+        """
+        other = Recognizer(self.config, self.params, self.tokenizer, self.stats)
+        other.split = Pipeline(self.config.frontend, self.model, self.stats, devices)
+        return other
 
     @property
     def params(self) -> Params:
@@ -108,7 +120,7 @@ class Recognizer:
     @params.setter
     def params(self, params: Params) -> None:
         self._params = params
-        self._programs: dict[str, Any] = {}
+        self._programs: dict[tuple[Execution, bool], Any] = {}
 
     @cached_property
     def gate_names(self) -> tuple[str, ...]:
@@ -126,13 +138,21 @@ class Recognizer:
         return inference_decision(self.config.model.gates, threshold)
 
     def recognize(
-        self, waveform: np.ndarray, num_samples: np.ndarray, decide: Decision, execution: Execution
+        self,
+        waveform: Array,
+        num_samples: Array,
+        decide: Decision,
+        execution: Execution,
+        fetch: Callable[[Any], Any] = jax.device_get,
     ) -> Recognition:
-        """Run a batch, waveform [B, S] and num_samples [B], to tokens and gates on the host."""
-        program = self._programs.get(execution)
+        """Run a batch, waveform [B, S] and num_samples [B], to tokens and gates that ``fetch`` brings to the host."""
+        split = self.split is not None and execution != "eager" and not len(waveform) % len(self.split.devices)
+        program = self._programs.get((execution, split))
         if program is None:
-            program = self._programs[execution] = self.pipeline.program(execution, self.params)
-        return jax.device_get(program(waveform, np.asarray(num_samples, np.int32), decide))
+            pipeline = self.split if split and self.split is not None else self.pipeline
+            program = self._programs[execution, split] = pipeline.program(execution, self.params)
+        recognition: Recognition = fetch(program(waveform, num_samples, decide))
+        return recognition
 
     def text(self, recognition: Recognition, row: int = 0) -> str:
         """Words of one row."""

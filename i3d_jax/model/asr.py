@@ -1,14 +1,16 @@
 """The recogniser: subsampling, positions, gated encoder, CTC head."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from i3d_jax.model.encoder import Encoder, EncoderConfig, Execute, Params, masked
 from i3d_jax.model.gates import Decision, GateConfig
-from i3d_jax.model.layers import CTCHead, dropout, sinusoidal_positions
+from i3d_jax.model.layers import CTCHead, dropout, sinusoidal_positions, split_keys
 from i3d_jax.model.subsampling import Subsampling, SubsamplingConfig, num_subsampled_frames
 from i3d_jax.types import ModelOutput
 
@@ -66,7 +68,7 @@ class ASRModel:
         }
 
     def embed(
-        self, params: Params, features: jax.Array, mask: jax.Array, dropout_key: jax.Array | None = None
+        self, params: Params, features: jax.Array, mask: jax.Array, dropout_keys: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Features [B, T, F] to the encoder input X^(0) [B, T', D] and its mask [B, T'].
 
@@ -75,7 +77,7 @@ class ASRModel:
         x, mask = self.subsampling.apply({"params": params["subsampling"]}, features, mask)  # type: ignore
         scale = math.sqrt(x.shape[-1]) if self.config.encoder.scale_input else 1.0
         x = x * scale + sinusoidal_positions(x.shape[1], x.shape[2])[None]
-        return dropout(x, self.config.encoder.positional_dropout, dropout_key), mask
+        return dropout(x, self.config.encoder.positional_dropout, dropout_keys), mask
 
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """Encoder states [B, T, D] to CTC logits [B, T, V]."""
@@ -89,9 +91,10 @@ class ASRModel:
         decide: Decision,
         *,
         execute: Execute = masked,
-        gate_key: jax.Array | None = None,
-        dropout_key: jax.Array | None = None,
+        gate_keys: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
         taps: tuple[int, ...] = (),
+        gather: Callable[[Any], Any] = lambda params: params,
     ) -> ModelOutput:
         """Features [B, T, F] with mask [B, T] to logits, gates and gate probabilities.
 
@@ -101,14 +104,24 @@ class ASRModel:
           mask: valid feature frames.
           decide: a decision of ``model.gates``.
           execute: ``masked`` or ``conditional``.
-          gate_key: of random decisions.
-          dropout_key: None switches dropout off.
+          gate_keys: [B], of random decisions.
+          dropout_keys: [B]; None switches dropout off.
           taps: numbers of layers whose outputs go through the CTC head too (InterCTC, arXiv 2102.03216).
+          gather: makes parameters that are split over devices whole; called on those of one part at a time.
         """
-        embed_key, encoder_key = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        x, mask = self.embed(params, features, mask, embed_key)
+        embed_keys, encoder_keys = split_keys(dropout_keys, 2)
+        params = params | {part: gather(params[part]) for part in ("subsampling", "head")}
+        x, mask = self.embed(params, features, mask, embed_keys)
         encoded = self.encoder.apply(
-            params, x, mask, decide, execute=execute, gate_key=gate_key, dropout_key=encoder_key, taps=taps
+            params,
+            x,
+            mask,
+            decide,
+            execute=execute,
+            gate_keys=gate_keys,
+            dropout_keys=encoder_keys,
+            taps=taps,
+            gather=gather,
         )
         intermediate = tuple(self.project(params, tapped) for tapped in encoded.taps)
         return ModelOutput(self.project(params, encoded.x), mask, encoded.gates, encoded.probabilities, intermediate)

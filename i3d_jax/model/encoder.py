@@ -3,7 +3,7 @@
 ::
 
     logits = predict(x or x0)                  none | local (Eq. 9) | global (Eq. 12)
-    gates  = decide(logits, key, layer)        model.gates
+    gates  = decide(logits, keys, layer)        model.gates
     for m, branch in enumerate(branches):
         x  = execute(branch, x, gates[:, m], context)
 
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from i3d_jax.model.gates import Decision, GateConfig, execute_probability
+from i3d_jax.model.gates import Decision, GateConfig, execute_probability, fold_in
 from i3d_jax.model.layers import Branch, Context, FeedForward, GatePredictor, SelfAttention
 from i3d_jax.types import Array
 
@@ -183,14 +183,14 @@ class Encoder:
         logits = self.predictor.apply({"params": params["predictor"]}, x, mask)
         return jnp.swapaxes(jnp.asarray(logits).reshape(shape), 0, 1)
 
-    def layer_fns(self, params: Params, predictor: Params | None, dropout_key: jax.Array | None) -> LayerFns:
+    def layer_fns(self, params: Params, predictor: Params | None, dropout_keys: jax.Array | None) -> LayerFns:
         """Bind the parameters of one layer (not stacked)."""
         branches: list[BranchFn] = []
         for m, branch in enumerate(self.branches):
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, m)
+            keys = None if dropout_keys is None else fold_in(dropout_keys, m)
 
-            def call(x: jax.Array, context: Context, branch: Branch = branch, key: jax.Array | None = key) -> jax.Array:
-                return branch.module.apply({"params": params[branch.name]}, x, context, key)  # type: ignore[return-value]
+            def call(x: jax.Array, context: Context, branch: Branch = branch, k: jax.Array | None = keys) -> jax.Array:
+                return branch.module.apply({"params": params[branch.name]}, x, context, k)  # type: ignore[return-value]
 
             branches.append(call)
         if self.gates.predictor != "local":
@@ -209,9 +209,10 @@ class Encoder:
         decide: Decision,
         *,
         execute: Execute = masked,
-        gate_key: jax.Array | None = None,
-        dropout_key: jax.Array | None = None,
+        gate_keys: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
         taps: tuple[int, ...] = (),
+        gather: Callable[[Any], Any] = lambda params: params,
     ) -> EncoderOutput:
         """Encode x [B, T, D] with mask [B, T] in one scan over the layers, cut only at the taps.
 
@@ -221,21 +222,24 @@ class Encoder:
           mask: valid frames.
           decide: a decision of ``model.gates``.
           execute: ``masked`` or ``conditional``.
-          gate_key: of random decisions; each layer folds its index in.
-          dropout_key: None switches dropout off.
+          gate_keys: [B], of random decisions; each layer folds its index in.
+          dropout_keys: [B]; None switches dropout off.
           taps: numbers of layers (1 to N - 1, ascending) whose outputs are returned too.
+          gather: makes the parameters of one layer, or those of a global predictor, whole; see ``training.sharding``.
         """
         context = Context(mask)
         local = params["predictor"] if self.gates.predictor == "local" else None
 
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, tuple[Array, jax.Array]]:
-            index, layer_params, predictor, logits = layer
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-            fns = self.layer_fns(layer_params, predictor, key)
-            x, gates, logits = encode_layer(fns, x, logits, context, lambda z: decide(z, gate_key, index), execute)
+            index, split, logits = layer
+            layer_params, predictor = gather(split)
+            keys = None if dropout_keys is None else fold_in(dropout_keys, index)
+            fns = self.layer_fns(layer_params, predictor, keys)
+            x, gates, logits = encode_layer(fns, x, logits, context, lambda z: decide(z, gate_keys, index), execute)
             return x, (gates, self.probabilities(logits))
 
-        xs = (jnp.arange(self.config.num_layers), params["layers"], local, self.predict(params, x, mask))
+        whole = {"predictor": gather(params["predictor"])} if self.gates.predictor == "global" else params
+        xs = (jnp.arange(self.config.num_layers), (params["layers"], local), self.predict(whole, x, mask))
         tapped, outputs = [], []
         for first, last in pairwise((0, *taps, self.config.num_layers)):
             x, ys = jax.lax.scan(body, x, jax.tree.map(lambda leaf, cut=slice(first, last): leaf[cut], xs))

@@ -3,7 +3,7 @@
 A gate is a two-way distribution; entry 0 of its logits is *skip*, entry 1 is *execute*. A **decision** maps the logits
 of one layer to its gates::
 
-    gates [B, M] = decide(logits [B, M, 2], key, layer)
+    gates [B, M] = decide(logits [B, M, 2], keys [B], layer)
 
 and is a named tuple of arrays, so that it can be passed through ``jax.jit``: another threshold is not another program.
 Boolean gates are decisions; float gates are the training relaxation, multiplied onto the branch.
@@ -19,9 +19,9 @@ from i3d_jax.types import Array
 
 
 class Decision(Protocol):
-    """Logits [B, M, 2] of one layer, a key for random decisions and the layer's index, to gates [B, M]."""
+    """Logits [B, M, 2] of one layer, keys [B] for random decisions and the layer's index, to gates [B, M]."""
 
-    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int, /) -> jax.Array:
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int, /) -> jax.Array:
         """Decide."""
         ...
 
@@ -46,18 +46,24 @@ class GateConfig:
     """beta of Eqs. 10 and 11 in dev evaluation during training, and the default afterwards."""
 
 
+def fold_in(keys: jax.Array, data: Array | int) -> jax.Array:
+    """``jax.random.fold_in`` of each of the keys [B]."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
 def execute_probability(logits: jax.Array) -> jax.Array:
     """p(execute) of two-way logits [..., 2], in float32: [...]."""
     logits = logits.astype(jnp.float32)
     return jax.nn.sigmoid(logits[..., 1] - logits[..., 0])
 
 
-def gumbel_softmax(logits: jax.Array, key: jax.Array, temperature: Array | float) -> jax.Array:
-    """Execute entry of a soft Gumbel-Softmax sample (paper, Eqs. 7 and 8): [..., 2] -> [...] in (0, 1).
+def gumbel_softmax(logits: jax.Array, keys: jax.Array, temperature: Array | float) -> jax.Array:
+    """Execute entry of a soft Gumbel-Softmax sample (paper, Eqs. 7 and 8): [B, M, 2] -> [B, M] in (0, 1).
 
-    ``softmax((log p + g) / tau)`` does not change when ``log p`` is shifted, so the logits stand for it.
+    ``softmax((log p + g) / tau)`` does not change when ``log p`` is shifted, so the logits stand for it. Each row has
+    its own key [B]: the noise of an utterance does not depend on how batches are split.
     """
-    noise = jax.random.gumbel(key, logits.shape, jnp.float32)
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
     return execute_probability((logits.astype(jnp.float32) + noise) / temperature)
 
 
@@ -70,7 +76,7 @@ def hard_with_soft_gradient(soft: jax.Array) -> jax.Array:
 class Open(NamedTuple):
     """Every gate open: the vanilla Transformer."""
 
-    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int) -> jax.Array:
         """[B, M, 2] -> [B, M] bool."""
         return jnp.ones(logits.shape[:-1], bool)
 
@@ -80,7 +86,7 @@ class Threshold(NamedTuple):
 
     beta: Array | float
 
-    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int) -> jax.Array:
         """[B, M, 2] -> [B, M] bool."""
         return execute_probability(logits) > self.beta
 
@@ -88,7 +94,7 @@ class Threshold(NamedTuple):
 class SoftMean(NamedTuple):
     """The probabilities themselves as float gates: the noise-free relaxation, logged during training."""
 
-    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int) -> jax.Array:
         """[B, M, 2] -> [B, M] float32."""
         return execute_probability(logits)
 
@@ -98,15 +104,15 @@ class GumbelSoftmax(NamedTuple):
 
     temperature: Array | float
 
-    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int) -> jax.Array:
         """[B, M, 2] -> [B, M] float32 in (0, 1).
 
         Raises:
-          ValueError: no key was given.
+          ValueError: no keys were given.
         """
-        if key is None:
-            raise ValueError("Gumbel-Softmax samples need a gate_key")
-        return gumbel_softmax(logits, jax.random.fold_in(key, layer), self.temperature)
+        if keys is None:
+            raise ValueError("Gumbel-Softmax samples need gate_keys")
+        return gumbel_softmax(logits, fold_in(keys, layer), self.temperature)
 
 
 class StraightThrough(NamedTuple):
@@ -114,9 +120,9 @@ class StraightThrough(NamedTuple):
 
     temperature: Array | float
 
-    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int) -> jax.Array:
         """[B, M, 2] -> [B, M] float32 in {0, 1}."""
-        return hard_with_soft_gradient(GumbelSoftmax(self.temperature)(logits, key, layer))
+        return hard_with_soft_gradient(GumbelSoftmax(self.temperature)(logits, keys, layer))
 
 
 class Fixed(NamedTuple):
@@ -124,7 +130,7 @@ class Fixed(NamedTuple):
 
     mask: Array
 
-    def __call__(self, logits: jax.Array, key: jax.Array | None, layer: Array | int) -> jax.Array:
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int) -> jax.Array:
         """[B, M, 2] -> [B, M] bool."""
         mask = jnp.asarray(self.mask, bool)
         row = jax.lax.dynamic_index_in_dim(mask, layer, axis=mask.ndim - 2, keepdims=False)

@@ -1,7 +1,7 @@
 """Flax modules: the branches of a Transformer layer, the gate predictor, the CTC head.
 
-A *branch* is what a gate decides about: a residual-free function ``(x [B, T, D], context, dropout_key) -> [B, T, D]``
-with its layer norm inside. A layer is an ordered tuple of named branches; nothing here adds a residual.
+A *branch* is what a gate decides about: a residual-free function ``(x [B, T, D], context, dropout_keys [B])`` to
+[B, T, D] with its layer norm inside. A layer is an ordered tuple of named branches; nothing here adds a residual.
 """
 
 import math
@@ -35,17 +35,19 @@ def layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, name=name)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Dropout with 8 random bits an element; ``key`` None switches it off.
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Dropout of x [B, ..., D] with 8 random bits an element; ``keys`` [B], one for each row, or None without dropout.
+
+    What a row loses does not depend on the rows beside it, so neither on how batches are split.
 
     Counter-based random bits are a large share of a training step on CPU, and 32 bits an element are not needed: the
     rate is rounded to a multiple of 1/256 and the kept elements are scaled by that very rate.
     """
     dropped = min(round(rate * 256), 255)
-    if key is None or dropped == 0:
+    if keys is None or dropped == 0:
         return x
     words = -(-x.shape[-1] // 4)
-    bits = jax.random.bits(key, (*x.shape[:-1], words), jnp.uint32)
+    bits = jax.vmap(lambda key: jax.random.bits(key, (*x.shape[1:-1], words), jnp.uint32))(keys)
     octets = jax.lax.bitcast_convert_type(bits, jnp.uint8).reshape(*x.shape[:-1], words * 4)[..., : x.shape[-1]]
     return jnp.where(octets >= dropped, x * (256 / (256 - dropped)), 0)
 
@@ -59,9 +61,11 @@ def _thirds(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float
     return jnp.concatenate([_xavier(k, (shape[0], shape[1] // 3), dtype) for k in keys], axis=1)
 
 
-def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
-    """``num`` independent keys, or ``num`` times None."""
-    return [None] * num if key is None else list(jax.random.split(key, num))
+def split_keys(keys: jax.Array | None, num: int) -> list[jax.Array | None]:
+    """``num`` independent arrays of keys [B] from one, or ``num`` times None."""
+    if keys is None:
+        return [None] * num
+    return list(jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, num))(keys), 1, 0))
 
 
 class SelfAttention(nn.Module):
@@ -72,20 +76,20 @@ class SelfAttention(nn.Module):
     attention_dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, dropout_key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, context: Context, dropout_keys: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]; frames outside ``context.mask`` are not attended to."""
         batch, frames, width = x.shape
         head = width // self.num_heads
-        weights_key, output_key = split_key(dropout_key, 2)
+        weights_keys, output_keys = split_keys(dropout_keys, 2)
         x = layer_norm("norm")(x)
         qkv = nn.Dense(3 * width, kernel_init=_thirds, name="qkv")(x).reshape(batch, frames, 3, self.num_heads, head)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         scores = jnp.einsum("bqhd,bkhd->bhqk", q * (1 / math.sqrt(head)), k).astype(jnp.float32)
         scores = jnp.where(context.mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        weights = dropout(weights, self.attention_dropout, weights_key)
+        weights = dropout(weights, self.attention_dropout, weights_keys)
         x = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, frames, width)
-        return dropout(nn.Dense(width, kernel_init=_xavier, name="output")(x), self.dropout, output_key)
+        return dropout(nn.Dense(width, kernel_init=_xavier, name="output")(x), self.dropout, output_keys)
 
 
 class FeedForward(nn.Module):
@@ -95,13 +99,13 @@ class FeedForward(nn.Module):
     dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: Context, dropout_key: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, context: Context, dropout_keys: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D], frame by frame."""
-        hidden_key, output_key = split_key(dropout_key, 2)
+        hidden_keys, output_keys = split_keys(dropout_keys, 2)
         width = x.shape[-1]
         x = nn.relu(nn.Dense(self.hidden_dim, kernel_init=_xavier, name="hidden")(layer_norm("norm")(x)))
-        x = dropout(x, self.dropout, hidden_key)
-        return dropout(nn.Dense(width, kernel_init=_xavier, name="output")(x), self.dropout, output_key)
+        x = dropout(x, self.dropout, hidden_keys)
+        return dropout(nn.Dense(width, kernel_init=_xavier, name="output")(x), self.dropout, output_keys)
 
 
 class GatePredictor(nn.Module):

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from i3d_jax import files
+from i3d_jax import files, hosts
 from i3d_jax.manifest import Damaged, write_manifest
 from i3d_jax.training import recovery
 from i3d_jax.training.step import TrainState
@@ -57,12 +57,7 @@ class Checkpoints:
         self._workdir = epath.Path(workdir).absolute() if "://" not in str(workdir) else epath.Path(workdir)
         self._say = say
         self._notes: dict[str, Any] = {}
-        self._saved_notes = recovery.recover_checkpoints(self._workdir, say) or {}
-        recovery.recover_candidates(self._workdir, max([0, *recovery.steps_in(self._workdir / "checkpoints")]), say)
-        for name in ("checkpoints", "best"):
-            # Not by Orbax: its thread may outlive a short run, and then fails with a traceback.
-            for unfinished in (self._workdir / name).glob(f"*{_UNFINISHED}*"):
-                unfinished.rmtree()
+        self._saved_notes = hosts.first(self._recover)
         options = dict(create=True, enable_async_checkpointing=False)
         self._resume = ocp.CheckpointManager(
             self._workdir / "checkpoints",
@@ -80,6 +75,16 @@ class Checkpoints:
                 **options,
             ),
         )
+
+    def _recover(self) -> dict[str, Any]:
+        notes = recovery.recover_checkpoints(self._workdir, self._say) or {}
+        newest = max([0, *recovery.steps_in(self._workdir / "checkpoints")])
+        recovery.recover_candidates(self._workdir, newest, self._say)
+        for name in ("checkpoints", "best"):
+            # Not by Orbax: its thread may outlive a short run, and then fails with a traceback.
+            for unfinished in (self._workdir / name).glob(f"*{_UNFINISHED}*"):
+                unfinished.rmtree()
+        return notes
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, or None."""
@@ -165,7 +170,7 @@ class Checkpoints:
                         f"{folder}: step {step} was not saved, there are later ones: {manager.all_steps()}"
                     )
                 if step in manager.all_steps():  # a candidate can be the worst, and gone again
-                    write_manifest(folder / str(step), self._notes)
+                    hosts.first(lambda: write_manifest(folder / str(step), self._notes))
             except (OSError, ValueError) as error:  # TensorStore raises ValueError
                 if (reason := files.system_error(error)) is None:
                     raise
@@ -220,11 +225,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: nothing was offered yet, or nothing of it is good.
         """
-        for step in self.best_steps():
-            try:
-                recovery.check_step(self._best.directory / str(step))
-            except Damaged as damage:
-                recovery.leave_out(self._workdir, step, damage, self._say)
+        hosts.first(self._leave_out_damaged)
         self._best.reload()
         steps = self.best_steps()
         if not steps:
@@ -234,6 +235,13 @@ class Checkpoints:
             params = self._best.restore(step, args=ocp.args.StandardRestore(_abstract(template)))
             total = params if total is None else jax.tree.map(lambda a, b: a + b, total, params)
         return jax.tree.map(lambda x: x / len(steps), total)
+
+    def _leave_out_damaged(self) -> None:
+        for step in self.best_steps():
+            try:
+                recovery.check_step(self._best.directory / str(step))
+            except Damaged as damage:
+                recovery.leave_out(self._workdir, step, damage, self._say)
 
     def final(self, last: TrainState) -> tuple[Any, str]:
         """Parameters of the final model, and what they are: the average, or those of ``last`` if none can be made."""

@@ -65,8 +65,8 @@ def ctc_loss(logits: jax.Array, mask: jax.Array, labels: jax.Array, num_labels: 
     return jnp.where(feasible, jnp.maximum(loss, 0.0), 0.0)
 
 
-def total_loss(config: LossConfig, output: ModelOutput, batch: Batch) -> tuple[jax.Array, LossTotals]:
-    """The loss averaged over the valid utterances of the (global) batch, and its parts as totals."""
+def loss_totals(config: LossConfig, output: ModelOutput, batch: Batch) -> LossTotals:
+    """The loss and its parts, summed over the valid utterances of a batch or of a part of one."""
     valid = jnp.asarray(batch.valid, jnp.float32)
     labels, num_labels = jnp.asarray(batch.labels), jnp.asarray(batch.num_labels)
     ctc = ctc_loss(output.logits, output.mask, labels, num_labels)
@@ -81,5 +81,4 @@ def total_loss(config: LossConfig, output: ModelOutput, batch: Batch) -> tuple[j
         return jnp.sum(jnp.where(batch.valid, x, 0.0))
 
     layers = executed_layers(output.gates)
-    totals = LossTotals(total(loss), total(ctc), total(interctc), total(used), total(layers), count)
-    return totals.loss / jnp.maximum(count, 1.0), totals
+    return LossTotals(total(loss), total(ctc), total(interctc), total(used), total(layers), count)

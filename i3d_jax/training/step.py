@@ -12,7 +12,8 @@ from i3d_jax.audio.augment import AugmentConfig, spec_augment
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.gates import training_decision
-from i3d_jax.training.losses import LossConfig, LossTotals, total_loss
+from i3d_jax.model.layers import split_keys
+from i3d_jax.training.losses import LossConfig, LossTotals, loss_totals
 from i3d_jax.types import Batch
 
 
@@ -51,6 +52,7 @@ class StepConfig:
     augment: AugmentConfig
     loss: LossConfig
     seed: int
+    accumulate: int = 1
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -59,36 +61,68 @@ def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainSta
 
 
 def make_train_step(
-    model: ASRModel, config: StepConfig, optimizer: optax.GradientTransformation, stats: GlobalStats | None = None
+    model: ASRModel,
+    config: StepConfig,
+    optimizer: optax.GradientTransformation,
+    stats: GlobalStats | None = None,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> TrainStep:
     """A pure function (state, batch) -> (state, metrics), to be jitted by the caller.
 
     A step with a non-finite loss or gradient leaves parameters and optimiser state as they were and is counted.
+
+    Args:
+      model: what is trained.
+      config: front end, augmentation, losses, seed, parts of a batch.
+      optimizer: its state is part of the training state.
+      stats: of global normalisation.
+      gather: makes parameters that are split over devices whole, where they are used.
     """
     decide = training_decision(model.config.gates)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gate_key, dropout_key = jax.random.split(key)
+    def loss_fn(params: Any, batch: Batch, keys: jax.Array, count: jax.Array) -> tuple[jax.Array, LossTotals]:
+        """The share of these rows in the loss, which is averaged over the valid utterances of the whole batch."""
         features, mask = log_mel(config.frontend, batch.waveform, batch.num_samples)
         features = normalize(config.frontend, features, mask, stats)
         features = spec_augment(config.augment, batch.augment_seed, features, mask)
+        gate_keys, dropout_keys = split_keys(keys, 2)
+        output = model.apply(
+            params,
+            features,
+            mask,
+            decide,
+            gate_keys=gate_keys,
+            dropout_keys=dropout_keys,
+            taps=config.loss.interctc_layers,
+            gather=gather,
+        )
+        totals = loss_totals(config.loss, output, batch)
+        return totals.loss / count, totals
 
-        def loss_fn(params: Any) -> tuple[jax.Array, LossTotals]:
-            output = model.apply(
-                params,
-                features,
-                mask,
-                decide,
-                gate_key=gate_key,
-                dropout_key=dropout_key,
-                taps=config.loss.interctc_layers,
-            )
-            return total_loss(config.loss, output, batch)
+    def gradients(params: Any, batch: Batch, keys: jax.Array) -> tuple[LossTotals, Any]:
+        count = jnp.maximum(jnp.sum(jnp.asarray(batch.valid, jnp.float32)), 1.0)
+        grad = jax.grad(loss_fn, has_aux=True)
+        if config.accumulate == 1:
+            grads, totals = grad(params, batch, keys, count)
+            return totals, grads
 
-        (loss, totals), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            grads, totals = grad(params, *part, count)
+            return jax.tree.map(jnp.add, total, (totals, grads)), None
+
+        # Row r goes to part r % parts: every device has as many rows in each part.
+        parts = jax.tree.map(
+            lambda x: jnp.swapaxes(x.reshape(-1, config.accumulate, *x.shape[1:]), 0, 1), (batch, keys)
+        )
+        zeros = (LossTotals(*(jnp.zeros(()) for _ in LossTotals._fields)), jax.tree.map(jnp.zeros_like, params))
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch.num_samples.shape[0]))
+        totals, grads = gradients(state.params, batch, keys)
         grad_norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(totals.loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         params, opt_state = jax.tree.map(

@@ -155,6 +155,31 @@ class RunLogger:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
+class SilentLogger(RunLogger):
+    """Of a process that trains beside the one that writes: it takes everything and writes nothing."""
+
+    def __enter__(self) -> "SilentLogger":
+        return self
+
+    def scalars(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    def advance(self, step: int) -> None:
+        """Nothing."""
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Nothing."""
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Nothing."""
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Nothing."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+
 def _drop_from(log: epath.Path, start_step: int) -> None:
     """Rewrites the log without the lines at or beyond ``start_step`` and without a line cut off by a kill."""
     if not log.exists():

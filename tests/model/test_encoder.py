@@ -107,7 +107,12 @@ def test_every_predictor_gets_a_gradient_in_training(predictor, straight_through
 
     def loss(params):
         output = encoder.apply(
-            params, x, mask, training_decision(encoder.gates), gate_key=jax.random.key(3), dropout_key=jax.random.key(4)
+            params,
+            x,
+            mask,
+            training_decision(encoder.gates),
+            gate_keys=jax.random.split(jax.random.key(3), len(x)),
+            dropout_keys=jax.random.split(jax.random.key(4), len(x)),
         )
         return jnp.sum(jnp.where(mask[..., None], output.x, 0) ** 2)
 
@@ -152,8 +157,8 @@ def test_dropout_noise_differs_between_layers_and_keys(x, mask):
     encoder, params = make("none")
     same = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[:1], leaf.shape), params["layers"])
     outputs = [
-        encoder.apply({"layers": same}, x, mask, Open(), dropout_key=None if key is None else jax.random.key(key)).x
-        for key in (None, 0, 0, 1)
+        encoder.apply({"layers": same}, x, mask, Open(), dropout_keys=keys).x
+        for keys in (None, *(jax.random.split(jax.random.key(seed), len(x)) for seed in (0, 0, 1)))
     ]
     np.testing.assert_array_equal(outputs[1], outputs[2])
     assert not np.allclose(outputs[1], outputs[3]) and not np.allclose(outputs[0], outputs[1])

@@ -23,6 +23,11 @@ from i3d_jax.model.gates import (
     utility,
 )
 
+
+def keys(seed, rows):
+    return jax.random.split(jax.random.key(seed), rows)
+
+
 logits_arrays = hnp.arrays(np.float32, (3, 2, 2), elements=st.floats(-20, 20, width=32))
 
 
@@ -49,36 +54,35 @@ def test_soft_samples_exceed_one_half_with_the_gate_probability():
     # argmax of log p + Gumbel noise is a draw from p, whatever the temperature.
     logits = jnp.broadcast_to(jnp.array([[0.0, 1.2], [0.5, -0.4]]), (20000, 2, 2))
     for temperature in (0.3, 1.0, 4.0):
-        samples = GumbelSoftmax(temperature)(logits, jax.random.key(0), 3)
+        samples = GumbelSoftmax(temperature)(logits, keys(0, 20000), 3)
         frequency = jnp.mean(samples > 0.5, axis=0)
         np.testing.assert_allclose(frequency, execute_probability(logits[0]), atol=0.012)
 
 
 def test_soft_sample_against_its_definition():
     logits = jax.random.normal(jax.random.key(1), (4, 2, 2))
-    key = jax.random.key(2)
-    noise = np.asarray(jax.random.gumbel(jax.random.fold_in(key, 5), (4, 2, 2)))
+    noise = np.stack([jax.random.gumbel(jax.random.fold_in(key, 5), (2, 2)) for key in keys(2, 4)])
     log_p = np.asarray(jax.nn.log_softmax(logits))
     z = np.exp((log_p + noise) / 0.7)
     expected = z[..., 1] / z.sum(-1)
-    np.testing.assert_allclose(GumbelSoftmax(0.7)(logits, key, 5), expected, rtol=1e-5)
+    np.testing.assert_allclose(GumbelSoftmax(0.7)(logits, keys(2, 4), 5), expected, rtol=1e-5)
 
 
 def test_samples_differ_between_layers_and_utterances_and_repeat_with_the_key():
     logits = jnp.zeros((2, 2, 2))
-    a, b = (GumbelSoftmax(1.0)(logits, jax.random.key(0), layer) for layer in (0, 1))
+    a, b = (GumbelSoftmax(1.0)(logits, keys(0, 2), layer) for layer in (0, 1))
     assert not jnp.any(a == b) and not jnp.any(a[0] == a[1])
-    np.testing.assert_array_equal(a, GumbelSoftmax(1.0)(logits, jax.random.key(0), 0))
+    np.testing.assert_array_equal(a, GumbelSoftmax(1.0)(logits, keys(0, 2), 0))
 
 
 def test_gumbel_needs_a_key():
-    with pytest.raises(ValueError, match="gate_key"):
+    with pytest.raises(ValueError, match="gate_keys"):
         GumbelSoftmax(1.0)(jnp.zeros((1, 2, 2)), None, 0)
 
 
 def test_straight_through_is_hard_forward_and_soft_backward():
     logits = jax.random.normal(jax.random.key(3), (5, 2, 2))
-    key = jax.random.key(4)
+    key = keys(4, 5)
     hard = StraightThrough(1.0)(logits, key, 0)
     soft = GumbelSoftmax(1.0)(logits, key, 0)
     np.testing.assert_allclose(hard, (soft > 0.5).astype(np.float32), atol=1e-6)
@@ -91,7 +95,7 @@ def test_straight_through_is_hard_forward_and_soft_backward():
 
 
 def test_soft_gate_gradient_against_finite_differences():
-    logits, key = jax.random.normal(jax.random.key(5), (1, 2, 2)), jax.random.key(6)
+    logits, key = jax.random.normal(jax.random.key(5), (1, 2, 2)), keys(6, 1)
 
     def f(z):
         return jnp.sum(jnp.sin(GumbelSoftmax(0.8)(z, key, 0)))

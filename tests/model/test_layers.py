@@ -81,14 +81,15 @@ def test_padding_does_not_reach_valid_frames(x, context):
 @pytest.mark.parametrize("shape", [(64, 128), (50, 3, 101)])
 def test_dropout_rate_mean_and_gradient(shape):
     x = jnp.ones(shape)
-    key = jax.random.key(0)
-    y = dropout(x, 0.25, key)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    y = dropout(x, 0.25, keys)
     kept = 256 / 192
     assert set(np.unique(y).tolist()) <= {0.0, np.float32(kept)}
     assert abs(float(jnp.mean(y == 0)) - 0.25) < 0.02
-    np.testing.assert_array_equal(jax.grad(lambda x: dropout(x, 0.25, key).sum())(x), y)
+    np.testing.assert_array_equal(jax.grad(lambda x: dropout(x, 0.25, keys).sum())(x), y)
     np.testing.assert_array_equal(dropout(x, 0.25, None), x)
-    np.testing.assert_array_equal(dropout(x, 0.0, key), x)
+    np.testing.assert_array_equal(dropout(x, 0.0, keys), x)
+    np.testing.assert_array_equal(dropout(x[5:9], 0.25, keys[5:9]), y[5:9])  # whatever the rows beside it
     columns = jnp.mean(y == 0, axis=tuple(range(y.ndim - 1)))
     assert float(columns.max()) < 0.6  # no column is always dropped
 

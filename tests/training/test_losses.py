@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i3d_jax.training.losses import LossConfig, ctc_feasible, ctc_loss, total_loss
+from i3d_jax.training.losses import LossConfig, ctc_feasible, ctc_loss, loss_totals
 from i3d_jax.types import Batch, ModelOutput
 
 FRAMES, VOCABULARY = 5, 3
@@ -86,11 +86,11 @@ def batch_and_output(valid):
 
 def test_total_loss_is_the_papers_sum_over_valid_rows():
     batch, output = batch_and_output([True, False, True])
-    loss, totals = total_loss(LossConfig(utility_weight=5.0), output, batch)
+    totals = loss_totals(LossConfig(utility_weight=5.0), output, batch)
     ctc = ctc_loss(output.logits, output.mask, batch.labels, batch.num_labels)
     utility = [float((g[:, 0] + g[:, 1]).sum() / (2 * 4)) for g in output.gates]
-    expected = np.mean([ctc[i] + 5.0 * utility[i] for i in (0, 2)])
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    expected = np.sum([ctc[i] + 5.0 * utility[i] for i in (0, 2)])
+    np.testing.assert_allclose(totals.loss, expected, rtol=1e-5)
     assert float(totals.utterances) == 2
     np.testing.assert_allclose(totals.executed_layers, 4 * (utility[0] + utility[2]), rtol=1e-5)
 
@@ -99,7 +99,7 @@ def test_filler_rows_may_hold_anything():
     batch, output = batch_and_output([True, False])
     poisoned = output._replace(logits=output.logits.at[1].set(jnp.nan), gates=output.gates.at[1].set(jnp.nan))
     np.testing.assert_array_equal(
-        total_loss(LossConfig(2.0), output, batch)[0], total_loss(LossConfig(2.0), poisoned, batch)[0]
+        loss_totals(LossConfig(2.0), output, batch), loss_totals(LossConfig(2.0), poisoned, batch)
     )
 
 
@@ -107,10 +107,10 @@ def test_interctc_mixes_the_mean_of_the_intermediate_losses():
     batch, output = batch_and_output([True, False, True])
     taps = tuple(jax.random.normal(jax.random.key(k), output.logits.shape) for k in (5, 6))
     output = output._replace(intermediate_logits=taps)
-    loss, totals = total_loss(LossConfig(interctc_layers=(1, 2), interctc_weight=0.3), output, batch)
+    totals = loss_totals(LossConfig(interctc_layers=(1, 2), interctc_weight=0.3), output, batch)
     last, first, second = (
         ctc_loss(logits, output.mask, batch.labels, batch.num_labels) for logits in (output.logits, *taps)
     )
-    expected = np.mean([0.7 * last[i] + 0.15 * (first[i] + second[i]) for i in (0, 2)])
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    expected = np.sum([0.7 * last[i] + 0.15 * (first[i] + second[i]) for i in (0, 2)])
+    np.testing.assert_allclose(totals.loss, expected, rtol=1e-5)
     np.testing.assert_allclose(totals.interctc, sum(0.5 * (first[i] + second[i]) for i in (0, 2)), rtol=1e-5)
