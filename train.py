@@ -28,6 +28,8 @@ class TrainFlags:
     """Run directory; empty means ``runs/<name>``."""
     test: bool = True
     """Evaluate on the test split at the end, besides dev."""
+    accept_changes: bool = False
+    """Resume a run with other settings than it began with; they are named. Without, that is an error."""
 
 
 def main(argv: list[str]) -> None:
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> None:
     if flags.test:
         with hosts.first_alone("test"):
             load_split(config, "test")  # what is wrong with it is told now, not after the training
-    models = [(train(config, workdir), config, workdir, "")]
+    models = [(train(config, workdir, flags.accept_changes), config, workdir, "")]
     first = hosts.is_first()
     hosts.finish()
     if not first:

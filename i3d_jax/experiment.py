@@ -36,6 +36,7 @@ from i3d_jax.schema import to_dict
 from i3d_jax.training.loop import TrainingConfig, TrainingDiverged
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig
+from i3d_jax.training.preemption import RESUMABLE, Preempted
 from i3d_jax.training.sharding import ParallelConfig
 from i3d_jax.training.warm_start import WarmStartConfig
 from i3d_jax.validation import validate_config
@@ -287,6 +288,9 @@ def run_program(main: Callable[[list[str]], None]) -> None:
             raise
         print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+    except Preempted as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        raise SystemExit(RESUMABLE) from None
     except (ValueError, OSError, ModuleNotFoundError, TrainingDiverged) as error:
         if os.environ.get("I3D_TRACEBACK"):
             raise

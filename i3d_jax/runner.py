@@ -1,7 +1,9 @@
 """A run from its configuration: prepare the data, train."""
 
 import hashlib
-from contextlib import ExitStack
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,7 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from i3d_jax import hosts
+from i3d_jax import files, hosts
 from i3d_jax.audio.frontend import GlobalStats, accumulate_stats, finish_stats, log_mel, num_frames
 from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
@@ -24,8 +26,9 @@ from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.progress import log, progress
 from i3d_jax.training.checkpoint import Checkpoints
-from i3d_jax.training.loop import fit
+from i3d_jax.training.loop import TrainingDiverged, fit
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from i3d_jax.training.preemption import Preemption
 from i3d_jax.training.recovery import steps_in
 from i3d_jax.training.sharding import Parallel
 from i3d_jax.training.step import StepConfig, init_state, make_train_step
@@ -156,8 +159,13 @@ def global_stats(config: ExperimentConfig, corpus: Corpus) -> GlobalStats:
     return finish_stats(total)
 
 
-def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
+def train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False) -> Recognizer:
     """Train a run, or resume it, up to its final model; a finished run is only loaded.
+
+    Args:
+      config: the experiment.
+      workdir: run directory.
+      accept_changes: go on with a run of other settings, which are named, instead of refusing them.
 
     Raises:
       ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good, or
@@ -167,12 +175,12 @@ def train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
     workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held, hosts.lost_process_named(workdir):
         hosts.first(lambda: bool(held.enter_context(FolderLock(workdir, say=log))))
-        return _train(config, workdir)
+        return _train(config, workdir, accept_changes)
 
 
-def _train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
+def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -> Recognizer:
     hosts.check_same({"the configuration": hashlib.sha256(repr(config).encode()).hexdigest()})
-    hosts.first(lambda: _claim(config, workdir))
+    hosts.first(lambda: _claim(config, workdir, accept_changes))
     if is_finished(workdir):
         log(f"{workdir} is finished already")
         return load(workdir)
@@ -183,15 +191,18 @@ def _train(config: ExperimentConfig, workdir: epath.Path) -> Recognizer:
     return load(workdir)
 
 
-def _claim(config: ExperimentConfig, workdir: epath.Path) -> None:
+def _claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -> None:
     """Compares the configuration with that of the run in the folder, and writes it there."""
     saved = workdir / "config.json"
     tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
     begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
     if saved.exists() and begun and (different := _differences(load_saved_config(saved), config)):
-        raise ValueError(
-            f"{workdir} holds a run with other settings: {different}; choose another --workdir or repeat those settings"
-        )
+        if not accept_changes:
+            raise ValueError(
+                f"{workdir} holds a run with other settings: {different}; choose another --workdir, repeat those "
+                "settings, or give --accept-changes to go on with these"
+            )
+        log(f"{workdir} goes on with other settings: {different}")
     if saved.exists() or not begun:  # one that was lost is written when these settings were found to fit
         save_config(config, saved)
 
@@ -267,7 +278,11 @@ def _fit(
     )
     # Log lines carry the number of steps done: those up to the checkpoint stay.
     logger_class = RunLogger if hosts.is_first() else SilentLogger
-    with logger_class(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger:
+    with (
+        logger_class(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger,
+        Preemption() as preemption,
+        _bad_utterances_kept(workdir),
+    ):
         candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
         state = fit(
             state,
@@ -280,10 +295,22 @@ def _fit(
             checkpoints=checkpoints,
             logger=logger,
             evaluate=partial(dev_metrics, config, data.dev, candidate, parallel, logger),
+            stop=preemption.asked,
         )
         params, source = checkpoints.final(state)
         logger.message(f"final model: {source}")
     return Recognizer(recognizer_config, parallel.fetch(params), data.tokenizer, stats)
+
+
+@contextmanager
+def _bad_utterances_kept(workdir: epath.Path) -> Iterator[None]:
+    """Writes ``diverged.json``, step -> ids of its utterances, when a training is given up."""
+    try:
+        yield
+    except TrainingDiverged as error:
+        if hosts.is_first():
+            files.write_text(workdir / "diverged.json", json.dumps(error.utterances, indent=1) + "\n")
+        raise
 
 
 def _save_inputs(config: ExperimentConfig, workdir: epath.Path, tokenizer: Tokenizer) -> None:

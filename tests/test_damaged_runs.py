@@ -12,10 +12,11 @@ from etils import epath
 
 import i3d_jax
 from i3d_jax.data.tokenizer import Tokenizer
-from i3d_jax.experiment import load_config
+from i3d_jax.experiment import load_config, load_saved_config
 from i3d_jax.folder_lock import FolderLock
 from i3d_jax.runner import train
 from i3d_jax.training.checkpoint import Checkpoints
+from i3d_jax.training.sharding import ParallelConfig
 from i3d_jax.training.warm_start import WarmStartConfig
 from tests.damage import age, flip, largest
 
@@ -89,6 +90,22 @@ def test_what_does_not_fit_is_named_before_the_data_is_read(whole, run, tmp_path
         ValueError, match=r"warm start from tiny: .*\n  .* in the trained model, .* here(.*\n)+give model"
     ):
         train(dataclasses.replace(WIDER, warm_start=dense.warm_start), epath.Path(tmp_path / "wider"))
+
+
+def test_other_settings_are_accepted_when_asked_and_other_devices_always(whole, run, capsys):
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints" / "16")
+    faster = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=0.02))
+    with pytest.raises(ValueError, match=r"learning_rate is 0.01 there, 0.02 wanted; .* give --accept-changes"):
+        train(faster, epath.Path(run))
+    train(faster, epath.Path(run), accept_changes=True)
+    printed = capsys.readouterr().out
+    assert f"{run} goes on with other settings: optimizer.learning_rate is 0.01 there, 0.02 wanted\n" in printed
+    assert "resumed from step 15\n" in printed
+    assert load_saved_config(epath.Path(run / "config.json")) == faster
+    split = dataclasses.replace(faster, parallel=ParallelConfig(fsdp=2))
+    train(split, epath.Path(run))  # finished, and not refused
+    assert load_saved_config(epath.Path(run / "config.json")) == split
 
 
 def test_a_dense_run_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from i3d_jax.inference.scoring import compare, score
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.runner import train
 from i3d_jax.training.losses import LossConfig
+from i3d_jax.training.preemption import RESUMABLE
 from i3d_jax.training.warm_start import WarmStartConfig
 from tests.training.test_summaries import read_events
 
@@ -206,7 +208,7 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
     assert process.returncode == 0, output.decode()
     assert b"\r" not in output and b"\x1b" not in output, "plain lines where there is no terminal"
     total = log_lines(undisturbed)[-1]["step"]
-    for stop in (total // 3, 2 * total // 3):
+    for stop, how in ((total // 3, signal.SIGKILL), (2 * total // 3, signal.SIGTERM)):
         process = start_training(killed)
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
@@ -217,12 +219,15 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
                 except ValueError:  # a line half written
                     pass
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.send_signal(how)
+        output, _ = process.communicate()
         assert not (killed / "model").exists()
+    assert process.returncode == RESUMABLE
+    saved = re.search(r"train\.py: ended on request after step (\d+), which is saved; the same", output.decode())
+    assert saved and (killed / "checkpoints" / saved[1] / "manifest.json").exists(), output.decode()
     output, _ = (process := start_training(killed)).communicate(timeout=300)
     assert process.returncode == 0, output.decode()
-    assert b"resumed from step" in output
+    assert f"resumed from step {saved[1]}\n".encode() in output
     with np.load(undisturbed / "model/params.npz") as a, np.load(killed / "model/params.npz") as b:
         assert a.files == b.files
         for name in a.files:

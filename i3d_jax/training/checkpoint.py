@@ -288,20 +288,25 @@ def _no_traceback_of_orbax() -> Iterator[None]:
             hook(unraisable)
 
     orbax.addFilter(_not_an_error)
-    # The first write that fails ends the event loop to which the others, in threads of their own, still report. They
-    # may do so after the save, when the training is over: what keeps them quiet stays then.
+    # The first write that fails ends the event loop to which the others, in threads of their own, still report, and
+    # their folder goes. They may tell after the save, when the training is over: what keeps them quiet stays then.
     tasks.addFilter(_not_an_error)
     sys.unraisablehook = quieter
     try:
         yield
     except BaseException:
         warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # those not begun
+        orbax.addFilter(_not_of_a_removed_save)
         raise
     else:
         tasks.removeFilter(_not_an_error)
         sys.unraisablehook = hook
     finally:
         orbax.removeFilter(_not_an_error)
+
+
+def _not_of_a_removed_save(record: logging.LogRecord) -> bool:
+    return _UNFINISHED not in record.getMessage()
 
 
 def _not_an_error(record: logging.LogRecord) -> bool:

@@ -1,7 +1,7 @@
 """The training loop: steps, logs, dev evaluations, checkpoints; it can be killed anywhere and resumed bit-equal."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import optax
 from i3d_jax.data.batching import BatchPlanner, PlannedBatch
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.training.checkpoint import Checkpoints
+from i3d_jax.training.preemption import Preempted
 from i3d_jax.training.step import StepMetrics, TrainState, TrainStep
 from i3d_jax.training.summaries import RunLogger
 from i3d_jax.types import Batch
@@ -39,7 +40,15 @@ class TrainingConfig:
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many consecutive steps had a non-finite loss or gradient."""
+    """Too many consecutive steps had a non-finite loss or gradient.
+
+    Attributes:
+      utterances: ids of the utterances of each of these steps.
+    """
+
+    def __init__(self, message: str, utterances: Mapping[int, Sequence[str]]):
+        super().__init__(message)
+        self.utterances = dict(utterances)
 
 
 def evaluation_steps(planner: BatchPlanner, config: TrainingConfig) -> set[int]:
@@ -89,6 +98,7 @@ def fit(
     checkpoints: Checkpoints,
     logger: RunLogger,
     evaluate: Callable[[int, Any], Mapping[str, float]],
+    stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
     """Run ``batches`` through the compiled step.
 
@@ -105,13 +115,16 @@ def fit(
       checkpoints: where to save.
       logger: where to log.
       evaluate: (step, params) -> dev metrics with ``wer``; called at the evaluation steps.
+      stop: asked after every step whether to save and end.
 
     Raises:
       TrainingDiverged: ``max_bad_steps`` consecutive steps were not finite; the message names their last utterances.
+      Preempted: ``stop`` said so.
     """
     evaluations = evaluation_steps(planner, config)
     window = _Window()
     pending: tuple[int, PlannedBatch, StepMetrics] | None = None
+    bad_batches: dict[int, list[str]] = {}
 
     def read() -> None:
         nonlocal pending, window
@@ -122,13 +135,17 @@ def fit(
         metrics = jax.device_get(metrics)
         window.add(metrics, _audio_seconds(corpus, planned))
         bad = int(metrics.bad_steps)
-        if bad:
-            names = ", ".join(corpus.utterances[i].id for i in planned.indices)
+        if not bad:
+            bad_batches.clear()
+        else:
+            bad_batches[done] = [corpus.utterances[i].id for i in planned.indices]
+            names = ", ".join(bad_batches[done])
             logger.message(f"step {done}: loss or gradient is not finite, update skipped ({names})")
             if bad >= config.max_bad_steps:
                 raise TrainingDiverged(
                     f"{bad} consecutive steps with a non-finite loss or gradient, the last on {names}: "
-                    "lower optimizer.learning-rate or check these utterances"
+                    "lower optimizer.learning-rate or check these utterances",
+                    bad_batches,
                 )
         if done % config.log_every_steps == 0 or done in evaluations:
             values = window.summary() | {"learning_rate": float(schedule(done - 1))}
@@ -152,6 +169,10 @@ def fit(
         if done in evaluations or done % config.checkpoint_every_steps == 0:
             read()  # before the checkpoint: a resumed run logs from the step after it
             checkpoints.save(state)
+        if stop(done):
+            read()
+            checkpoints.save(state)
+            raise Preempted(f"ended on request after step {done}, which is saved; the same command resumes it")
     read()
     return state
 
