@@ -77,7 +77,7 @@ def main(kills: int = 50, seed: int = 0) -> None:
         while done < kills or runs > finished:
             run = folder / f"run{finished}"
             runs = finished + 1
-            before = max([0, *(step for step, _ in steps(run))])
+            before, logged = max([0, *(step for step, _ in steps(run))]), len(steps(run))
             process = start(run, cache)
             try:
                 code = process.wait(timeout=moments.uniform(0, whole) if done < kills else None)
@@ -87,7 +87,7 @@ def main(kills: int = 50, seed: int = 0) -> None:
                 done += 1
                 code = None
             text = run.with_suffix(".txt").read_text()
-            if re.search(r"^step \d+/", text, re.MULTILINE):  # it came to the first step
+            if "resumed from step" in text or "M parameters" in text and len(steps(run)) != logged:  # it trained
                 worst = max(worst, before - resumed(run))
             if code is None:
                 print(f"kill {done}: {before} steps before, {max([0, *(s for s, _ in steps(run))])} now", flush=True)

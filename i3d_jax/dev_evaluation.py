@@ -54,6 +54,7 @@ def dev_metrics(
         metrics |= {"soft_wer": soft.score.wer, "soft_layers": soft.executed_layers}
         _log_gates(logger, step, result, candidate.gate_names)
     _log_samples(logger, step, result, gated)
+    candidate.params = {}  # else every device would keep this copy
     return metrics
 
 

@@ -129,7 +129,7 @@ def lost_process_named(place: object) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         first = str(error).partition("\n")[0][:200]
         raise OSError(
@@ -140,7 +140,7 @@ def lost_process_named(place: object) -> Iterator[None]:
 
 def leave(code: int) -> NoReturn:
     """End this process after a failure; not waiting for others, who may be gone, as an ordinary exit would."""
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized():  # asking for the number of processes would start a backend
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -50,8 +50,10 @@ def find_dense_run(config: ExperimentConfig, workdir: epath.Path) -> epath.Path 
     return epath.Path(source.run).expanduser() if source.run else workdir / "dense"
 
 
-def dense_model(config: ExperimentConfig, workdir: epath.Path) -> Recognizer | None:
+def dense_model(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False) -> Recognizer | None:
     """The trained dense model to start from, training it first if the configuration says how.
+
+    ``accept_changes`` is for a dense run that was begun with other settings.
 
     Raises:
       FileNotFoundError: the run is not there and no configuration makes it.
@@ -60,7 +62,7 @@ def dense_model(config: ExperimentConfig, workdir: epath.Path) -> Recognizer | N
     run = find_dense_run(config, workdir)
     if run is None:
         return None
-    if not is_finished(run):
+    if not hosts.first(lambda: is_finished(run)):
         if not config.warm_start.config:
             raise FileNotFoundError(
                 f"warm_start.run={run}: no finished run there; train it first or set warm_start.config"
@@ -70,7 +72,7 @@ def dense_model(config: ExperimentConfig, workdir: epath.Path) -> Recognizer | N
         dense = replace(dense, **{name: getattr(config, name) for name in shared})
         check_same(dense, config, run)
         log(f"== dense model first: {dense.name} in {run}")
-        return train(dense, run)
+        return train(dense, run, accept_changes)
     check_same(load_saved_config(run / "config.json"), config, run)
     return load(run)
 
@@ -181,28 +183,41 @@ def train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = 
 def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -> Recognizer:
     hosts.check_same({"the configuration": hashlib.sha256(repr(config).encode()).hexdigest()})
     hosts.first(lambda: _claim(config, workdir, accept_changes))
-    if is_finished(workdir):
+    if hosts.first(lambda: is_finished(workdir)):
         log(f"{workdir} is finished already")
         return load(workdir)
-    dense = dense_model(config, workdir)
+    dense = dense_model(config, workdir, accept_changes)
     with Checkpoints(workdir, config.training.average_best, say=log) as checkpoints:
         final = _fit(config, workdir, dense, checkpoints)
     hosts.first(lambda: final.save(workdir / "model"))
     return load(workdir)
 
 
+# Candidates are ranked by it: scores of one kind mean nothing beside those of the other.
+_NEVER_CHANGED = "training.best_by"
+
+
 def _claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -> None:
-    """Compares the configuration with that of the run in the folder, and writes it there."""
+    """Compares the configuration with that of the run in the folder, and writes it there.
+
+    Settings that were accepted are written when everything else was found to fit them.
+    """
     saved = workdir / "config.json"
     tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
     begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
     if saved.exists() and begun and (different := _differences(load_saved_config(saved), config)):
+        if is_finished(workdir) or _NEVER_CHANGED in different:
+            why = "is finished" if is_finished(workdir) else f"cannot go on with another {_NEVER_CHANGED}"
+            raise ValueError(
+                f"{workdir} {why} and holds a run with other settings: {different}; choose another --workdir"
+            )
         if not accept_changes:
             raise ValueError(
                 f"{workdir} holds a run with other settings: {different}; choose another --workdir, repeat those "
                 "settings, or give --accept-changes to go on with these"
             )
         log(f"{workdir} goes on with other settings: {different}")
+        return
     if saved.exists() or not begun:  # one that was lost is written when these settings were found to fit
         save_config(config, saved)
 
@@ -238,7 +253,6 @@ def _fit(
     hosts.check_same({"the tokenizer": data.tokenizer.digest, "the training set": data.digest()})
     _check_start(config, data.tokenizer, dense, checkpoints)
     checkpoints.check_data(data.digest(), len(data.train))
-    hosts.first(lambda: _save_inputs(config, workdir, data.tokenizer))
     stats = dense.stats if dense else None
     if config.frontend.normalization == "global" and stats is None:
         stats = global_stats(config, data.train)
@@ -267,6 +281,7 @@ def _fit(
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
         log(f"resumed from step {int(state.step)}")
+    hosts.first(lambda: _save_inputs(config, workdir, data.tokenizer))
     start = int(state.step)
     batches = iterate_batches(
         data.train,
@@ -316,6 +331,7 @@ def _bad_utterances_kept(workdir: epath.Path) -> Iterator[None]:
 def _save_inputs(config: ExperimentConfig, workdir: epath.Path, tokenizer: Tokenizer) -> None:
     tokenizer.save(workdir / "tokenizer.model")
     save_config(config, workdir / "config.json")
+    (workdir / "diverged.json").unlink(missing_ok=True)
 
 
 # What changes how fast a run is made, not what is made: a run may be resumed with others.

@@ -270,7 +270,7 @@ def test_a_dense_run_keeps_its_results_when_it_is_tested_on_other_data(run, tmp_
         placed.append((place, split, tag, config.data.test))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_script, "train", lambda config, workdir: i3d_jax.load(run))
+    monkeypatch.setattr(train_script, "train", lambda *_: i3d_jax.load(run))
     monkeypatch.setattr(train_script, "evaluate_run", evaluate)
     for test, place, tag in (("dev", epath.Path(tmp_path / "gated"), "dense-"), ("test", run, "")):
         config = dataclasses.replace(gated, data=dataclasses.replace(gated.data, test=test))

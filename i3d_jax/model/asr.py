@@ -94,7 +94,7 @@ class ASRModel:
         gate_keys: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
         taps: tuple[int, ...] = (),
-        gather: Callable[[Any], Any] = lambda params: params,
+        gather: Callable[[Any], Any] | None = None,
     ) -> ModelOutput:
         """Features [B, T, F] with mask [B, T] to logits, gates and gate probabilities.
 
@@ -110,7 +110,8 @@ class ASRModel:
           gather: makes parameters that are split over devices whole; called on those of one part at a time.
         """
         embed_keys, encoder_keys = split_keys(dropout_keys, 2)
-        params = params | {part: gather(params[part]) for part in ("subsampling", "head")}
+        if gather:
+            params = params | {part: gather(params[part]) for part in ("subsampling", "head")}
         x, mask = self.embed(params, features, mask, embed_keys)
         encoded = self.encoder.apply(
             params,

@@ -72,6 +72,10 @@ class EncoderOutput(NamedTuple):
     taps: tuple[jax.Array, ...] = ()
 
 
+def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    return bool(primitive.name != "sharding_constraint")
+
+
 def masked(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax.Array:
     """Compute the branch for every row, then apply the gate [B].
 
@@ -212,7 +216,7 @@ class Encoder:
         gate_keys: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
         taps: tuple[int, ...] = (),
-        gather: Callable[[Any], Any] = lambda params: params,
+        gather: Callable[[Any], Any] | None = None,
     ) -> EncoderOutput:
         """Encode x [B, T, D] with mask [B, T] in one scan over the layers, cut only at the taps.
 
@@ -225,20 +229,25 @@ class Encoder:
           gate_keys: [B], of random decisions; each layer folds its index in.
           dropout_keys: [B]; None switches dropout off.
           taps: numbers of layers (1 to N - 1, ascending) whose outputs are returned too.
-          gather: makes the parameters of one layer, or those of a global predictor, whole; see ``training.sharding``.
+          gather: makes the parameters of one layer, or of a global predictor, whole by a sharding constraint; see
+            ``training.sharding``.
         """
         context = Context(mask)
         local = params["predictor"] if self.gates.predictor == "local" else None
 
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, tuple[Array, jax.Array]]:
             index, split, logits = layer
-            layer_params, predictor = gather(split)
+            layer_params, predictor = gather(split) if gather else split
             keys = None if dropout_keys is None else fold_in(dropout_keys, index)
             fns = self.layer_fns(layer_params, predictor, keys)
             x, gates, logits = encode_layer(fns, x, logits, context, lambda z: decide(z, gate_keys, index), execute)
             return x, (gates, self.probabilities(logits))
 
-        whole = {"predictor": gather(params["predictor"])} if self.gates.predictor == "global" else params
+        if gather:  # what was gathered is not kept for the gradient, but gathered again
+            body = jax.checkpoint(body, prevent_cse=False, policy=_all_but_gathered)
+        whole = params
+        if gather and self.gates.predictor == "global":
+            whole = {"predictor": gather(params["predictor"])}
         xs = (jnp.arange(self.config.num_layers), (params["layers"], local), self.predict(whole, x, mask))
         tapped, outputs = [], []
         for first, last in pairwise((0, *taps, self.config.num_layers)):

@@ -1,5 +1,6 @@
 """Ending a training on request: schedulers send SIGTERM some time before they take the machine away."""
 
+import itertools
 import signal
 from types import FrameType
 from typing import Any
@@ -8,6 +9,9 @@ import jax
 
 RESUMABLE = 75
 """Exit status of a training that ended on request (EX_TEMPFAIL of sysexits.h): start it again to go on."""
+
+
+_asked = itertools.count(1)
 
 
 class Preempted(RuntimeError):
@@ -37,10 +41,11 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
-    def asked(self, step: int) -> bool:
+    def asked(self, step: int) -> bool:  # noqa: ARG002
         """Whether to end after this step; every process asks after every step."""
         if jax.process_count() == 1:
             return self._asked
         from jax.experimental import multihost_utils
 
-        return bool(multihost_utils.reached_preemption_sync_point(step))
+        # The service waits for a number that only grows: not for the step, of which a process may train two runs.
+        return bool(multihost_utils.reached_preemption_sync_point(next(_asked)))

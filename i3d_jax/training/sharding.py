@@ -7,7 +7,7 @@ communication.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -129,18 +129,19 @@ class Parallel:
     def fetch(self, tree: Any) -> Any:
         """Whole arrays on the host of every process."""
         if jax.process_count() > 1:
-            tree = jax.jit(lambda tree: tree, out_shardings=self.replicated)(tree)
+            tree = self.replicate(tree)
         return jax.device_get(tree)
 
-    def gather(self, tree: Any) -> Any:
-        """Within a compiled program: the whole arrays, on every device."""
+    @property
+    def gather(self) -> Callable[[Any], Any] | None:
+        """Within a compiled program, split arrays to whole ones on every device; None when nothing is split."""
         if self.mesh.shape["fsdp"] == 1:
-            return tree
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.replicated), tree)
+            return None
+        return lambda tree: jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.replicated), tree)
 
     def replicate(self, tree: Any) -> Any:
         """Place a tree on every device, from wherever its arrays are."""
-        return jax.jit(lambda tree: tree, out_shardings=self.replicated)(tree)
+        return jax.jit(_identity, out_shardings=self.replicated)(tree)
 
     def put_batch(self, batch: Any) -> Any:
         """Place a host batch, rows split over the devices; of each array a process places only the rows of its own."""
@@ -154,6 +155,10 @@ class Parallel:
             if len(placed) > count:
                 yield placed.popleft()
         yield from placed
+
+
+def _identity(tree: Any) -> Any:
+    return tree
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:

@@ -65,7 +65,7 @@ def make_train_step(
     config: StepConfig,
     optimizer: optax.GradientTransformation,
     stats: GlobalStats | None = None,
-    gather: Callable[[Any], Any] = lambda params: params,
+    gather: Callable[[Any], Any] | None = None,
 ) -> TrainStep:
     """A pure function (state, batch) -> (state, metrics), to be jitted by the caller.
 
