@@ -250,9 +250,10 @@ def _fit(
         _check_start(config, tokenizer, dense, checkpoints)  # before the data is read
     with hosts.first_alone("data"):  # the others find in the cache what the first one verified
         data = prepare_data(config, tokenizer)
-    hosts.check_same({"the tokenizer": data.tokenizer.digest, "the training set": data.digest()})
+    digest = data.digest()
+    hosts.check_same({"the tokenizer": data.tokenizer.digest, "the training set": digest})
     _check_start(config, data.tokenizer, dense, checkpoints)
-    checkpoints.check_data(data.digest(), len(data.train))
+    checkpoints.check_data(digest, len(data.train))
     stats = dense.stats if dense else None
     if config.frontend.normalization == "global" and stats is None:
         stats = global_stats(config, data.train)
@@ -349,4 +350,4 @@ _FREE = (
 def _differences(saved: ExperimentConfig, wanted: ExperimentConfig) -> str:
     theirs, ours = flatten(to_dict(saved)), flatten(to_dict(wanted))
     different = sorted(key for key in ours if theirs[key] != ours[key] and not key.startswith(_FREE))
-    return ", ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} wanted" for key in different)
+    return ", ".join(f"{key} is {theirs[key]!r} there, {ours[key]!r} wanted" for key in different)

@@ -37,7 +37,7 @@ def load_batch(
     planned: PlannedBatch,
     *,
     load_audio: Callable[[int], np.ndarray] | None = None,
-    share: "Share | None" = None,
+    share: Share | None = None,
 ) -> Batch:
     """Reads the utterances of a batch, changes their speed, joins those of a row, and pads the rows to the bucket.
 
