@@ -24,14 +24,18 @@ from i3d_jax.folder_lock import FolderLock
 from i3d_jax.inference.evaluation import check_lengths, evaluation_planner
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
 from i3d_jax.model.asr import ASRModel
+from i3d_jax.programs import jit_train_step, member_of
 from i3d_jax.progress import log, progress
 from i3d_jax.training.checkpoint import Checkpoints
+from i3d_jax.training.compiled import CompiledStep
+from i3d_jax.training.hardware import peak_flops
 from i3d_jax.training.loop import TrainingDiverged, fit
+from i3d_jax.training.meter import Meter, step_flops
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from i3d_jax.training.preemption import Preemption
 from i3d_jax.training.recovery import steps_in
 from i3d_jax.training.sharding import Parallel
-from i3d_jax.training.step import StepConfig, init_state, make_train_step
+from i3d_jax.training.step import init_state
 from i3d_jax.training.summaries import RunLogger, SilentLogger
 from i3d_jax.training.warm_start import warm_start
 from i3d_jax.validation import flatten
@@ -267,12 +271,8 @@ def _fit(
     if dense:
         params = warm_start(params, dense.params)
     state = parallel.place(init_state(params, optimizer))
-    step_config = StepConfig(config.frontend, config.augment, config.loss, config.seed, config.parallel.accumulate)
-    step = jax.jit(
-        make_train_step(model, step_config, optimizer, stats, parallel.gather),
-        donate_argnums=0,
-        out_shardings=(parallel.shardings(state), parallel.replicated),
-    )
+    step = jit_train_step(config, model, optimizer, stats, parallel, state)
+    member = parallel.replicate(member_of(config))
 
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     log(
@@ -302,7 +302,7 @@ def _fit(
         candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
         state = fit(
             state,
-            step,
+            CompiledStep(step, member, len(data.planner.buckets), logger.message),
             parallel.prefetch(batches, config.batching.device_prefetch),
             planner=data.planner,
             corpus=data.train,
@@ -310,6 +310,7 @@ def _fit(
             schedule=learning_rate_schedule(config.optimizer, total_steps),
             checkpoints=checkpoints,
             logger=logger,
+            meter=Meter(data.train, step_flops(model, config.frontend, data.train), peak_flops(jax.devices())),
             evaluate=partial(dev_metrics, config, data.dev, candidate, parallel, logger),
             stop=preemption.asked,
         )
@@ -343,6 +344,7 @@ _FREE = (
     "batching.device_prefetch",
     "batching.cache_gigabytes",
     "data.cache_dir",
+    "training.remat",
     "parallel.",
 )
 

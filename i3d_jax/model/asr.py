@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from i3d_jax.model.encoder import Encoder, EncoderConfig, Execute, Params, masked
+from i3d_jax.model.encoder import Encoder, EncoderConfig, Execute, Params, Remat, masked
 from i3d_jax.model.gates import Decision, GateConfig
 from i3d_jax.model.layers import CTCHead, dropout, sinusoidal_positions, split_keys
+from i3d_jax.model.precision import Precision
 from i3d_jax.model.subsampling import Subsampling, SubsamplingConfig, num_subsampled_frames
 from i3d_jax.types import ModelOutput
 
@@ -22,6 +23,9 @@ class ModelConfig:
     subsampling: SubsamplingConfig = field(default_factory=SubsamplingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     gates: GateConfig = field(default_factory=GateConfig)
+    precision: Precision = "float32"
+    """``bfloat16`` rounds activations, and the operands of matrix products, to 16 bits; parameters, sums, softmax, gate
+    predictors, logits and losses stay float32."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,17 @@ class ASRModel:
     @property
     def subsampling(self) -> Subsampling:
         """The convolutional subsampling module."""
-        return Subsampling(self.config.subsampling, self.config.encoder.d_model)
+        return Subsampling(self.config.subsampling, self.config.encoder.d_model, self.config.precision)
 
     @property
     def encoder(self) -> Encoder:
         """The gated encoder."""
-        return Encoder(self.config.encoder, self.config.gates)
+        return Encoder(self.config.encoder, self.config.gates, self.config.precision)
 
     @property
     def head(self) -> CTCHead:
         """Final norm and CTC projection."""
-        return CTCHead(self.vocab_size)
+        return CTCHead(self.vocab_size, self.config.precision)
 
     def num_encoder_frames(self, num_frames: int) -> int:
         """Encoder frames of so many feature frames; 0 when they are too few."""
@@ -77,7 +81,8 @@ class ASRModel:
         x, mask = self.subsampling.apply({"params": params["subsampling"]}, features, mask)  # type: ignore
         scale = math.sqrt(x.shape[-1]) if self.config.encoder.scale_input else 1.0
         x = x * scale + sinusoidal_positions(x.shape[1], x.shape[2])[None]
-        return dropout(x, self.config.encoder.positional_dropout, dropout_keys), mask
+        x = dropout(x, self.config.encoder.positional_dropout, dropout_keys)
+        return x.astype(self.config.precision), mask
 
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """Encoder states [B, T, D] to CTC logits [B, T, V]."""
@@ -95,6 +100,7 @@ class ASRModel:
         dropout_keys: jax.Array | None = None,
         taps: tuple[int, ...] = (),
         gather: Callable[[Any], Any] | None = None,
+        remat: Remat = "none",
     ) -> ModelOutput:
         """Features [B, T, F] with mask [B, T] to logits, gates and gate probabilities.
 
@@ -108,11 +114,13 @@ class ASRModel:
           dropout_keys: [B]; None switches dropout off.
           taps: numbers of layers whose outputs go through the CTC head too (InterCTC, arXiv 2102.03216).
           gather: makes parameters that are split over devices whole; called on those of one part at a time.
+          remat: what is computed again for the gradient.
         """
         embed_keys, encoder_keys = split_keys(dropout_keys, 2)
         if gather:
             params = params | {part: gather(params[part]) for part in ("subsampling", "head")}
-        x, mask = self.embed(params, features, mask, embed_keys)
+        embed = jax.checkpoint(self.embed) if remat == "full" else self.embed
+        x, mask = embed(params, features, mask, embed_keys)
         encoded = self.encoder.apply(
             params,
             x,
@@ -123,6 +131,7 @@ class ASRModel:
             dropout_keys=encoder_keys,
             taps=taps,
             gather=gather,
+            remat=remat,
         )
         intermediate = tuple(self.project(params, tapped) for tapped in encoded.taps)
         return ModelOutput(self.project(params, encoded.x), mask, encoded.gates, encoded.probabilities, intermediate)

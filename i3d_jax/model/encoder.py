@@ -14,16 +14,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from i3d_jax.model.gates import Decision, GateConfig, execute_probability, fold_in
 from i3d_jax.model.layers import Branch, Context, FeedForward, GatePredictor, SelfAttention
+from i3d_jax.model.precision import DENSE, Precision
 from i3d_jax.types import Array
 
 Params = dict[str, Any]
+Remat = Literal["none", "dense", "full"]
+"""What of a layer is kept for the gradient: everything, what dense layers return, or the layer's input."""
 BranchFn = Callable[[jax.Array, Context], jax.Array]
 Execute = Callable[[BranchFn, jax.Array, Array, Context], jax.Array]
 
@@ -76,6 +79,13 @@ def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return bool(primitive.name != "sharding_constraint")
 
 
+_KEPT: dict[Remat, Callable[..., bool]] = {
+    "none": _all_but_gathered,
+    "dense": jax.checkpoint_policies.save_only_these_names(DENSE),
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def masked(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax.Array:
     """Compute the branch for every row, then apply the gate [B].
 
@@ -86,7 +96,7 @@ def masked(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax
     y = branch(x, context)
     if gate.dtype == jnp.bool_:
         return jnp.where(gate, x + y, x)
-    return x + gate.astype(x.dtype) * y
+    return (x + gate * y.astype(gate.dtype)).astype(x.dtype)
 
 
 def conditional(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax.Array:
@@ -136,13 +146,14 @@ class Encoder:
 
     config: EncoderConfig
     gates: GateConfig
+    precision: Precision = "float32"
 
     @property
     def branches(self) -> tuple[Branch, ...]:
         """The ordered branches of a layer."""
         c = self.config
-        attention = SelfAttention(num_heads=c.num_heads, dropout=c.dropout, attention_dropout=c.attention_dropout)
-        return Branch("mha", attention), Branch("ffn", FeedForward(hidden_dim=c.ffn_dim, dropout=c.dropout))
+        attention = SelfAttention(c.num_heads, c.dropout, c.attention_dropout, self.precision)
+        return Branch("mha", attention), Branch("ffn", FeedForward(c.ffn_dim, c.dropout, self.precision))
 
     @property
     def gate_names(self) -> tuple[str, ...]:
@@ -217,6 +228,7 @@ class Encoder:
         dropout_keys: jax.Array | None = None,
         taps: tuple[int, ...] = (),
         gather: Callable[[Any], Any] | None = None,
+        remat: Remat = "none",
     ) -> EncoderOutput:
         """Encode x [B, T, D] with mask [B, T] in one scan over the layers, cut only at the taps.
 
@@ -231,6 +243,7 @@ class Encoder:
           taps: numbers of layers (1 to N - 1, ascending) whose outputs are returned too.
           gather: makes the parameters of one layer, or of a global predictor, whole by a sharding constraint; see
             ``training.sharding``.
+          remat: what is computed again for the gradient.
         """
         context = Context(mask)
         local = params["predictor"] if self.gates.predictor == "local" else None
@@ -243,8 +256,8 @@ class Encoder:
             x, gates, logits = encode_layer(fns, x, logits, context, lambda z: decide(z, gate_keys, index), execute)
             return x, (gates, self.probabilities(logits))
 
-        if gather:  # what was gathered is not kept for the gradient, but gathered again
-            body = jax.checkpoint(body, prevent_cse=False, policy=_all_but_gathered)
+        if gather or remat != "none":  # what was gathered is never kept for the gradient, but gathered again
+            body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[remat])
         whole = params
         if gather and self.gates.predictor == "global":
             whole = {"predictor": gather(params["predictor"])}

@@ -137,13 +137,12 @@ class Fixed(NamedTuple):
         return jnp.broadcast_to(row, logits.shape[:-1])
 
 
-def training_decision(config: GateConfig) -> Decision:
-    """The decision a model with this configuration is trained with."""
+def training_decision(config: GateConfig, temperature: Array | float | None = None) -> Decision:
+    """The decision a model with this configuration is trained with; ``temperature`` replaces the configured tau."""
     if config.predictor == "none":
         return Open()
-    if config.straight_through:
-        return StraightThrough(config.temperature)
-    return GumbelSoftmax(config.temperature)
+    tau = config.temperature if temperature is None else temperature
+    return StraightThrough(tau) if config.straight_through else GumbelSoftmax(tau)
 
 
 def inference_decision(config: GateConfig, threshold: Array | float | None = None) -> Decision:

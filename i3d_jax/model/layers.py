@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from i3d_jax.model.precision import Dense, Precision, product
+
 
 class Context(NamedTuple):
     """What a branch sees beside ``x``; every leaf has a leading batch axis, so that sub-batches can be taken.
@@ -30,9 +32,9 @@ class Branch(NamedTuple):
     module: nn.Module
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
-    """ESPnet's layer norm (epsilon 1e-12), with the two-pass variance that such an epsilon needs."""
-    return nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, name=name)
+def layer_norm(name: str, precision: Precision) -> nn.LayerNorm:
+    """ESPnet's layer norm (epsilon 1e-12), with the two-pass variance that such an epsilon needs, in float32."""
+    return nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, dtype=precision, name=name)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
@@ -74,6 +76,7 @@ class SelfAttention(nn.Module):
     num_heads: int
     dropout: float
     attention_dropout: float
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, dropout_keys: jax.Array | None = None) -> jax.Array:
@@ -81,15 +84,15 @@ class SelfAttention(nn.Module):
         batch, frames, width = x.shape
         head = width // self.num_heads
         weights_keys, output_keys = split_keys(dropout_keys, 2)
-        x = layer_norm("norm")(x)
-        qkv = nn.Dense(3 * width, kernel_init=_thirds, name="qkv")(x).reshape(batch, frames, 3, self.num_heads, head)
+        x = layer_norm("norm", self.precision)(x)
+        qkv = Dense(3 * width, self.precision, _thirds, name="qkv")(x).reshape(batch, frames, 3, self.num_heads, head)
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * (1 / math.sqrt(head)), k).astype(jnp.float32)
+        scores = product("bqhd,bkhd->bhqk", q * (1 / math.sqrt(head)), k, self.precision)
         scores = jnp.where(context.mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         weights = dropout(weights, self.attention_dropout, weights_keys)
-        x = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, frames, width)
-        return dropout(nn.Dense(width, kernel_init=_xavier, name="output")(x), self.dropout, output_keys)
+        x = product("bhqk,bkhd->bqhd", weights, v, self.precision).astype(x.dtype).reshape(batch, frames, width)
+        return dropout(Dense(width, self.precision, _xavier, name="output")(x), self.dropout, output_keys)
 
 
 class FeedForward(nn.Module):
@@ -97,22 +100,24 @@ class FeedForward(nn.Module):
 
     hidden_dim: int
     dropout: float
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array, context: Context, dropout_keys: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D], frame by frame."""
         hidden_keys, output_keys = split_keys(dropout_keys, 2)
         width = x.shape[-1]
-        x = nn.relu(nn.Dense(self.hidden_dim, kernel_init=_xavier, name="hidden")(layer_norm("norm")(x)))
+        x = layer_norm("norm", self.precision)(x)
+        x = nn.relu(Dense(self.hidden_dim, self.precision, _xavier, name="hidden")(x))
         x = dropout(x, self.dropout, hidden_keys)
-        return dropout(nn.Dense(width, kernel_init=_xavier, name="output")(x), self.dropout, output_keys)
+        return dropout(Dense(width, self.precision, _xavier, name="output")(x), self.dropout, output_keys)
 
 
 class GatePredictor(nn.Module):
     """MLP with one hidden layer on the time-average of a sequence (paper, Eqs. 9 and 12).
 
     The last kernel starts at zero and the bias of *execute* at ``initial_logit``: whatever the input, a new predictor
-    opens every gate with the same probability, so a warm-started model starts as the dense one.
+    opens every gate with the same probability, so a warm-started model starts as the dense one. All of it is float32.
     """
 
     num_gates: int
@@ -140,12 +145,13 @@ class CTCHead(nn.Module):
     """The encoder's final layer norm and the projection to the vocabulary."""
 
     vocab_size: int
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, V]."""
-        x = nn.Dense(self.vocab_size, kernel_init=_xavier, name="projection")(layer_norm("norm")(x))
-        return x.astype(jnp.float32)
+        x = layer_norm("norm", self.precision)(x)
+        return Dense(self.vocab_size, self.precision, _xavier, "float32", name="projection")(x)
 
 
 def sinusoidal_positions(frames: int, width: int) -> np.ndarray:

@@ -6,12 +6,15 @@ fast convolutions, so there the native one stays. ``auto`` decides when a progra
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from i3d_jax.model.precision import Precision, convolution, product
 
 Method = Literal["auto", "native", "im2col", "shifted"]
 Count = TypeVar("Count", int, np.ndarray, jax.Array)
@@ -44,7 +47,9 @@ def num_subsampled_frames(num_frames: Count) -> Count:
     return frames * (frames > 0)  # an arithmetic select: the same for int, numpy and traced arrays
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, method: Method = "auto") -> jax.Array:
+def conv2d(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array, method: Method = "auto", precision: Precision = "float32"
+) -> jax.Array:
     """3x3 convolution of stride 2 without padding.
 
     Args:
@@ -53,9 +58,10 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, method: Method = "a
       bias: [C'].
       method: ``native`` (XLA's convolution), ``im2col`` (one matrix product over copied patches), ``shifted`` (nine
         over shifted views) or ``auto`` (``shifted`` on CPU, ``native`` elsewhere). All agree, gradients included.
+      precision: of the products.
 
     Returns:
-      [B, (T - 1) // 2, (F - 1) // 2, C'].
+      [B, (T - 1) // 2, (F - 1) // 2, C'], float32.
 
     Raises:
       ValueError: x is smaller than the kernel, or the method is unknown.
@@ -63,15 +69,15 @@ def conv2d(x: jax.Array, kernel: jax.Array, bias: jax.Array, method: Method = "a
     if x.shape[1] < 3 or x.shape[2] < 3:
         raise ValueError(f"a 3x3 convolution needs at least 3 frames and 3 channels, not {x.shape[1:3]}")
     if method == "auto":
-        return jax.lax.platform_dependent(x, kernel, bias, cpu=_shifted, default=_native)
+        shifted, native = (partial(algorithm, precision) for algorithm in (_shifted, _native))
+        return jax.lax.platform_dependent(x, kernel, bias, cpu=shifted, default=native)
     if method not in _ALGORITHMS:
         raise ValueError(f"convolution {method!r}: expected 'auto' or one of {', '.join(_ALGORITHMS)}")
-    return _ALGORITHMS[method](x, kernel, bias)
+    return _ALGORITHMS[method](precision, x, kernel, bias)
 
 
-def _native(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    y = jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    return y + bias[None, None, None, :]
+def _native(precision: Precision, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    return convolution(x, kernel, precision) + bias[None, None, None, :]
 
 
 def _taps(x: jax.Array) -> list[jax.Array]:
@@ -80,13 +86,15 @@ def _taps(x: jax.Array) -> list[jax.Array]:
     return [x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for i in range(3) for j in range(3)]
 
 
-def _im2col(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def _im2col(precision: Precision, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     patches = jnp.concatenate(_taps(x), axis=-1)
-    return patches @ kernel.reshape(-1, kernel.shape[-1]) + bias[None, None, None, :]
+    kernel = kernel.reshape(-1, kernel.shape[-1])
+    return product("btfk,kn->btfn", patches, kernel, precision) + bias[None, None, None, :]
 
 
-def _shifted(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    products = (tap @ weight for tap, weight in zip(_taps(x), kernel.reshape(9, *kernel.shape[2:]), strict=True))
+def _shifted(precision: Precision, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    taps = zip(_taps(x), kernel.reshape(9, *kernel.shape[2:]), strict=True)
+    products = (product("btfk,kn->btfn", tap, weight, precision) for tap, weight in taps)
     return sum(products, start=bias[None, None, None, :])
 
 
@@ -98,11 +106,13 @@ class _Convolution(nn.Module):
 
     channels: int
     method: Method
+    precision: Precision
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (3, 3, x.shape[-1], self.channels))
-        return conv2d(x, kernel, self.param("bias", nn.initializers.zeros, (self.channels,)), self.method)
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        return conv2d(x, kernel, bias, self.method, self.precision).astype(self.precision)
 
 
 class _Projection(nn.Module):
@@ -113,6 +123,7 @@ class _Projection(nn.Module):
     """
 
     d_model: int
+    precision: Precision
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -120,7 +131,8 @@ class _Projection(nn.Module):
         kernel = self.param("kernel", nn.initializers.xavier_uniform(), (channels * mels, self.d_model))
         bias = self.param("bias", nn.initializers.zeros, (self.d_model,))
         kernel = kernel.reshape(channels, mels, self.d_model).swapaxes(0, 1).reshape(-1, self.d_model)
-        return x.reshape(batch, frames, mels * channels) @ kernel + bias[None, None, :]
+        x = x.reshape(batch, frames, mels * channels)
+        return product("btk,kn->btn", x, kernel, self.precision) + bias[None, None, :]
 
 
 class Subsampling(nn.Module):
@@ -132,10 +144,12 @@ class Subsampling(nn.Module):
     Attributes:
       config: static.
       d_model: width D.
+      precision: of the products.
     """
 
     config: SubsamplingConfig
     d_model: int
+    precision: Precision = "float32"
 
     @nn.compact
     def __call__(self, features: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -146,7 +160,7 @@ class Subsampling(nn.Module):
           mask: [B, T] bool, valid frames first.
 
         Returns:
-          x [B, T', D] with T' = ``num_subsampled_frames(T)``, possibly 0; mask [B, T'] bool, True for the
+          x [B, T', D] float32 with T' = ``num_subsampled_frames(T)``, possibly 0; mask [B, T'] bool, True for the
           ``num_subsampled_frames`` of each row's valid frames. No valid frame of x depends on padding.
 
         Raises:
@@ -158,8 +172,8 @@ class Subsampling(nn.Module):
         channels = self.config.channels or self.d_model
         x = jnp.where(mask[:, :, None], features, 0.0)[..., None]
         x = jnp.pad(x, ((0, 0), (0, max(0, _SHORTEST - frames)), (0, 0), (0, 0)))
-        x = nn.relu(_Convolution(channels, self.config.convolution, name="conv1")(x))
-        x = nn.relu(_Convolution(channels, self.config.convolution, name="conv2")(x))
-        x = _Projection(self.d_model, name="out")(x)[:, : num_subsampled_frames(frames)]
+        for name in ("conv1", "conv2"):
+            x = nn.relu(_Convolution(channels, self.config.convolution, self.precision, name=name)(x))
+        x = _Projection(self.d_model, self.precision, name="out")(x)[:, : num_subsampled_frames(frames)]
         valid = num_subsampled_frames(mask.sum(axis=1))
         return x, jnp.arange(x.shape[1])[None, :] < valid[:, None]

@@ -1,19 +1,19 @@
 """The training loop: steps, logs, dev evaluations, checkpoints; it can be killed anywhere and resumed bit-equal."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import jax
-import numpy as np
 import optax
 
 from i3d_jax.data.batching import BatchPlanner, PlannedBatch
 from i3d_jax.data.corpora import Corpus
+from i3d_jax.model.encoder import Remat
 from i3d_jax.training.checkpoint import Checkpoints
+from i3d_jax.training.meter import Meter
 from i3d_jax.training.preemption import Preempted
-from i3d_jax.training.step import StepMetrics, TrainState, TrainStep
+from i3d_jax.training.step import StepMetrics, TrainState
 from i3d_jax.training.summaries import RunLogger
 from i3d_jax.types import Batch
 
@@ -37,6 +37,9 @@ class TrainingConfig:
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops."""
     log_every_steps: int = 20
     """Steps between log lines."""
+    remat: Remat = "none"
+    """What is computed again for the gradient instead of kept in memory: ``none``, everything but what dense layers
+    return (``dense``), or everything but the inputs of the layers (``full``)."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -51,44 +54,28 @@ class TrainingDiverged(RuntimeError):
         self.utterances = dict(utterances)
 
 
+class Step(Protocol):
+    """(state, batch) -> (state, metrics), such as ``training.compiled.CompiledStep``."""
+
+    @property
+    def seconds(self) -> float:
+        """Spent compiling so far."""
+        ...
+
+    def __call__(self, state: TrainState, batch: Batch, /) -> tuple[TrainState, StepMetrics]:
+        """One step."""
+        ...
+
+
 def evaluation_steps(planner: BatchPlanner, config: TrainingConfig) -> set[int]:
     """Steps after which the dev set is evaluated: every ``eval_every_epochs`` epochs, and the last."""
     epochs = range(config.eval_every_epochs, config.epochs + 1, config.eval_every_epochs)
     return {planner.steps_before(epoch) for epoch in [*epochs, config.epochs]}
 
 
-class _Window:
-    """Totals since the last log line."""
-
-    def __init__(self) -> None:
-        self.totals: Any = None
-        self.grad_norms: list[float] = []
-        self.audio_seconds = 0.0
-        self.start = time.monotonic()
-
-    def add(self, metrics: StepMetrics, audio_seconds: float) -> None:
-        totals = metrics.totals
-        self.totals = totals if self.totals is None else jax.tree.map(lambda a, b: a + b, self.totals, totals)
-        self.grad_norms.append(float(metrics.grad_norm))
-        self.audio_seconds += audio_seconds
-
-    def summary(self) -> dict[str, float]:
-        totals = self.totals
-        count = max(float(totals.utterances), 1.0)
-        return {
-            "loss": float(totals.loss) / count,
-            "ctc": float(totals.ctc) / count,
-            **({"interctc": float(totals.interctc) / count} if totals.interctc else {}),
-            "utility": float(totals.utility) / count,
-            "layers": float(totals.executed_layers) / count,
-            "grad_norm": float(np.mean(self.grad_norms)),
-            "audio_per_second": self.audio_seconds / max(time.monotonic() - self.start, 1e-9),
-        }
-
-
 def fit(
     state: TrainState,
-    step: TrainStep,
+    step: Step,
     batches: Iterable[tuple[int, PlannedBatch, Batch]],
     *,
     planner: BatchPlanner,
@@ -97,16 +84,17 @@ def fit(
     schedule: optax.Schedule,
     checkpoints: Checkpoints,
     logger: RunLogger,
+    meter: Meter,
     evaluate: Callable[[int, Any], Mapping[str, float]],
     stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
-    """Run ``batches`` through the compiled step.
+    """Run ``batches`` through the step.
 
     The metrics of a step are read after the next one was dispatched, so that the host does not hold up the device.
 
     Args:
       state: where to start; ``state.step`` is the number of batches already consumed.
-      step: jitted, (state, batch) -> (state, metrics).
+      step: (state, batch) -> (state, metrics); its ``seconds`` went into compiling.
       batches: (index of the step, plan, placed batch) from ``state.step`` on.
       planner: the plan, for epochs and totals.
       corpus: the training corpus, to name utterances.
@@ -114,6 +102,7 @@ def fit(
       schedule: learning rate of an update, for the log.
       checkpoints: where to save.
       logger: where to log.
+      meter: sums up what is logged.
       evaluate: (step, params) -> dev metrics with ``wer``; called at the evaluation steps.
       stop: asked after every step whether to save and end.
 
@@ -122,18 +111,19 @@ def fit(
       Preempted: ``stop`` said so.
     """
     evaluations = evaluation_steps(planner, config)
-    window = _Window()
+    compiling = step.seconds
+    meter.reset()
     pending: tuple[int, PlannedBatch, StepMetrics] | None = None
     bad_batches: dict[int, list[str]] = {}
 
     def read() -> None:
-        nonlocal pending, window
+        nonlocal pending, compiling
         if pending is None:
             return
         done, planned, metrics = pending
         pending = None
         metrics = jax.device_get(metrics)
-        window.add(metrics, _audio_seconds(corpus, planned))
+        meter.add(metrics, planned)
         bad = int(metrics.bad_steps)
         if not bad:
             bad_batches.clear()
@@ -148,13 +138,15 @@ def fit(
                     bad_batches,
                 )
         if done % config.log_every_steps == 0 or done in evaluations:
-            values = window.summary() | {"learning_rate": float(schedule(done - 1))}
+            meter.pause(step.seconds - compiling)
+            compiling = step.seconds
+            values = meter.summary() | {"learning_rate": float(schedule(done - 1))}
             logger.scalars(done, values, "train", epoch=_epoch(planner, done))
-            window = _Window()
+            meter.reset()
         else:
             logger.advance(done)
 
-    for index, planned, batch in batches:
+    for index, planned, batch in meter.waiting(batches):
         state, metrics = step(state, batch)
         done = index + 1
         read()
@@ -165,7 +157,7 @@ def fit(
             score = float(dev["wer"]) if config.best_by == "wer" else -float(done)
             checkpoints.save_candidate(done, state.params, score)
             logger.scalars(done, dev, "dev", epoch=_epoch(planner, done))
-            window = _Window()
+            meter.reset()
         if done in evaluations or done % config.checkpoint_every_steps == 0:
             read()  # before the checkpoint: a resumed run logs from the step after it
             checkpoints.save(state)
@@ -180,7 +172,3 @@ def fit(
 def _epoch(planner: BatchPlanner, done: int) -> float:
     epoch, position = planner.locate(done - 1)
     return epoch + (position + 1) / planner.steps_in_epoch(epoch)
-
-
-def _audio_seconds(corpus: Corpus, planned: PlannedBatch) -> float:
-    return float(sum(corpus.utterances[i].num_samples for i in planned.indices)) / corpus.sample_rate

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from i3d_jax.model.gates import executed_layers, utility
-from i3d_jax.types import Batch, ModelOutput
+from i3d_jax.types import Array, Batch, ModelOutput
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,13 @@ def ctc_loss(logits: jax.Array, mask: jax.Array, labels: jax.Array, num_labels: 
     return jnp.where(feasible, jnp.maximum(loss, 0.0), 0.0)
 
 
-def loss_totals(config: LossConfig, output: ModelOutput, batch: Batch) -> LossTotals:
-    """The loss and its parts, summed over the valid utterances of a batch or of a part of one."""
+def loss_totals(
+    config: LossConfig, output: ModelOutput, batch: Batch, utility_weight: Array | float | None = None
+) -> LossTotals:
+    """The loss and its parts, summed over the valid utterances of a batch or of a part of one.
+
+    ``utility_weight`` replaces the configured lambda.
+    """
     valid = jnp.asarray(batch.valid, jnp.float32)
     labels, num_labels = jnp.asarray(batch.labels), jnp.asarray(batch.num_labels)
     ctc = ctc_loss(output.logits, output.mask, labels, num_labels)
@@ -74,7 +79,8 @@ def loss_totals(config: LossConfig, output: ModelOutput, batch: Batch) -> LossTo
     interctc = sum(taps, start=jnp.zeros_like(ctc)) / max(len(taps), 1)
     weight = config.interctc_weight if taps else 0.0
     used = utility(output.gates)
-    loss = (1.0 - weight) * ctc + weight * interctc + config.utility_weight * used
+    loss = (1.0 - weight) * ctc + weight * interctc
+    loss += (config.utility_weight if utility_weight is None else utility_weight) * used
     count = jnp.sum(valid)
 
     def total(x: jax.Array) -> jax.Array:

@@ -11,10 +11,11 @@ import optax
 from i3d_jax.audio.augment import AugmentConfig, spec_augment
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.model.asr import ASRModel
+from i3d_jax.model.encoder import Remat
 from i3d_jax.model.gates import training_decision
 from i3d_jax.model.layers import split_keys
 from i3d_jax.training.losses import LossConfig, LossTotals, loss_totals
-from i3d_jax.types import Batch
+from i3d_jax.types import Array, Batch
 
 
 class TrainState(NamedTuple):
@@ -41,7 +42,21 @@ class StepMetrics(NamedTuple):
     bad_steps: jax.Array
 
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+class Member(NamedTuple):
+    """What may differ between trainings that share a compiled step: its arguments.
+
+    Attributes:
+      seed: uint32, of dropout and Gumbel noise.
+      utility_weight: float32, lambda of Eq. 5.
+      temperature: float32, tau of Eq. 8.
+    """
+
+    seed: Array
+    utility_weight: Array
+    temperature: Array
+
+
+TrainStep = Callable[[TrainState, Batch, Member], tuple[TrainState, StepMetrics]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +66,8 @@ class StepConfig:
     frontend: FrontendConfig
     augment: AugmentConfig
     loss: LossConfig
-    seed: int
     accumulate: int = 1
+    remat: Remat = "none"
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -67,7 +82,7 @@ def make_train_step(
     stats: GlobalStats | None = None,
     gather: Callable[[Any], Any] | None = None,
 ) -> TrainStep:
-    """A pure function (state, batch) -> (state, metrics), to be jitted by the caller.
+    """A pure function (state, batch, member) -> (state, metrics), to be jitted by the caller.
 
     A step with a non-finite loss or gradient leaves parameters and optimiser state as they were and is counted.
 
@@ -78,9 +93,10 @@ def make_train_step(
       stats: of global normalisation.
       gather: makes parameters that are split over devices whole, where they are used.
     """
-    decide = training_decision(model.config.gates)
 
-    def loss_fn(params: Any, batch: Batch, keys: jax.Array, count: jax.Array) -> tuple[jax.Array, LossTotals]:
+    def loss_fn(
+        params: Any, batch: Batch, keys: jax.Array, count: jax.Array, member: Member
+    ) -> tuple[jax.Array, LossTotals]:
         """The share of these rows in the loss, which is averaged over the valid utterances of the whole batch."""
         features, mask = log_mel(config.frontend, batch.waveform, batch.num_samples)
         features = normalize(config.frontend, features, mask, stats)
@@ -90,24 +106,25 @@ def make_train_step(
             params,
             features,
             mask,
-            decide,
+            training_decision(model.config.gates, member.temperature),
             gate_keys=gate_keys,
             dropout_keys=dropout_keys,
             taps=config.loss.interctc_layers,
             gather=gather,
+            remat=config.remat,
         )
-        totals = loss_totals(config.loss, output, batch)
+        totals = loss_totals(config.loss, output, batch, member.utility_weight)
         return totals.loss / count, totals
 
-    def gradients(params: Any, batch: Batch, keys: jax.Array) -> tuple[LossTotals, Any]:
+    def gradients(params: Any, batch: Batch, keys: jax.Array, member: Member) -> tuple[LossTotals, Any]:
         count = jnp.maximum(jnp.sum(jnp.asarray(batch.valid, jnp.float32)), 1.0)
         grad = jax.grad(loss_fn, has_aux=True)
         if config.accumulate == 1:
-            grads, totals = grad(params, batch, keys, count)
+            grads, totals = grad(params, batch, keys, count, member)
             return totals, grads
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
-            grads, totals = grad(params, *part, count)
+            grads, totals = grad(params, *part, count, member)
             return jax.tree.map(jnp.add, total, (totals, grads)), None
 
         # Row r goes to part r % parts: every device has as many rows in each part.
@@ -117,10 +134,10 @@ def make_train_step(
         zeros = (LossTotals(*(jnp.zeros(()) for _ in LossTotals._fields)), jax.tree.map(jnp.zeros_like, params))
         return jax.lax.scan(add, zeros, parts)[0]
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def train_step(state: TrainState, batch: Batch, member: Member) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(member.seed), state.step)
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch.num_samples.shape[0]))
-        totals, grads = gradients(state.params, batch, keys)
+        totals, grads = gradients(state.params, batch, keys, member)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(totals.loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -11,6 +11,7 @@ from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus, Utterance
 from i3d_jax.training.loop import TrainingConfig, TrainingDiverged, fit
 from i3d_jax.training.losses import LossTotals
+from i3d_jax.training.meter import Meter
 from i3d_jax.training.preemption import Preempted, Preemption
 from i3d_jax.training.step import StepMetrics, TrainState
 
@@ -41,6 +42,7 @@ def run(bad_steps, stop=lambda step: False):
         bad = np.int32(bad_steps[int(state.step)])
         return state._replace(step=state.step + 1), StepMetrics(totals, np.float32(1), bad)
 
+    step.seconds = 0.0
     config = TrainingConfig(epochs=len(bad_steps) // 4, checkpoint_every_steps=1000, max_bad_steps=3)
     steps = range(PLANNER.steps_before(config.epochs))
     assert len(steps) == len(bad_steps)
@@ -56,6 +58,7 @@ def run(bad_steps, stop=lambda step: False):
             schedule=lambda step: 1.0,
             checkpoints=SimpleNamespace(save=lambda s: saved.append(int(s.step)), save_candidate=lambda *_: None),
             logger=logger,
+            meter=Meter(CORPUS),
             evaluate=lambda *_: {"wer": 1.0},
             stop=stop,
         )

@@ -13,10 +13,11 @@ from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.model.subsampling import SubsamplingConfig
+from i3d_jax.training.compiled import CompiledStep
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig, make_optimizer
 from i3d_jax.training.sharding import Parallel, ParallelConfig, mesh_shape
-from i3d_jax.training.step import StepConfig, init_state, make_train_step
+from i3d_jax.training.step import Member, StepConfig, init_state, make_train_step
 from i3d_jax.types import Batch
 
 
@@ -25,12 +26,12 @@ def build(predictor="global", loss=LossConfig(utility_weight=2.0), width=16, acc
     config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor))
     model = ASRModel(config, 80, 7)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=lr, warmup_steps=5), 100)
-    config = StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), loss, 0, accumulate)
+    config = StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), loss, accumulate)
     state = init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
-    if parallel is None:
-        return jax.jit(make_train_step(model, config, optimizer)), state
-    step = make_train_step(model, config, optimizer, gather=parallel.gather)
-    return jax.jit(step, out_shardings=(parallel.shardings(state), None)), parallel.place(state)
+    member = Member(np.uint32(0), np.float32(loss.utility_weight), np.float32(1.0))
+    step = make_train_step(model, config, optimizer, gather=parallel and parallel.gather)
+    step = jax.jit(step, out_shardings=(parallel.shardings(state), None) if parallel else None)
+    return CompiledStep(step, member, 1, lambda line: None), parallel.place(state) if parallel else state
 
 
 one_device = cache(build)  # compiled once for the tests that change nothing of it
@@ -114,7 +115,8 @@ def test_any_mesh_follows_the_trajectory_of_one_device(
 def test_layers_are_gathered_one_by_one_and_gradients_scattered():
     parallel = mesh(4, fsdp=4)
     step, state = build("global", width=64, parallel=parallel)
-    compiled = step.lower(state, parallel.put_batch(make_batch(0))).compile()
+    step(state, parallel.put_batch(make_batch(0)))
+    (compiled,) = step.programs.values()
     per_device = compiled.memory_analysis().argument_size_in_bytes
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     assert per_device < 0.5 * whole

@@ -1,0 +1,177 @@
+"""The programs of an experiment, training step and evaluation step: jitted to run, or compiled ahead of time.
+
+Ahead of time, nothing but the configuration is needed: neither data nor the devices, if there is a compiler for them.
+"""
+
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import optax
+
+from i3d_jax.audio.frontend import GlobalStats
+from i3d_jax.experiment import ExperimentConfig
+from i3d_jax.inference.execution import Pipeline
+from i3d_jax.model.asr import ASRModel
+from i3d_jax.model.gates import inference_decision
+from i3d_jax.training.compiled import program_bytes
+from i3d_jax.training.optimizer import make_optimizer
+from i3d_jax.training.sharding import Parallel
+from i3d_jax.training.step import Member, StepConfig, init_state, make_train_step
+from i3d_jax.types import Batch
+
+Program = Literal["train", "masked", "conditional"]
+
+_COLLECTIVE = re.compile(
+    r"= (?P<type>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"(pred|[a-z]+)(\d*)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Static shape of a batch."""
+
+    rows: int
+    seconds: float
+    labels: int
+
+
+@dataclass(frozen=True)
+class ProgramFigures:
+    """What the compiler says about a program, for each device.
+
+    Attributes:
+      bytes: memory: arguments, results and work space.
+      argument_bytes: parameters, optimiser state and batch.
+      compile_seconds: lowering and compiling, on this machine.
+      collectives: kind -> (number of them in the program, bytes of their results); what is within a loop over the
+        layers, counted once.
+    """
+
+    bytes: int
+    argument_bytes: int
+    compile_seconds: float
+    collectives: Mapping[str, tuple[int, int]]
+
+
+def member_of(config: ExperimentConfig) -> Member:
+    """The arguments of the step that a configuration gives."""
+    return Member(
+        np.array(config.seed % 2**32, np.uint32),
+        np.array(config.loss.utility_weight, np.float32),
+        np.array(config.model.gates.temperature, np.float32),
+    )
+
+
+def jit_train_step(
+    config: ExperimentConfig,
+    model: ASRModel,
+    optimizer: optax.GradientTransformation,
+    stats: GlobalStats | None,
+    parallel: Parallel,
+    state: Any,
+) -> Any:
+    """(state, batch, member) -> (state, metrics), jitted: the state is replaced in its place, split by the rule.
+
+    Args:
+      config: the experiment.
+      model: what is trained.
+      optimizer: how.
+      stats: of global normalisation.
+      parallel: the mesh.
+      state: training state, or its shapes; None leaves the place to jax.
+    """
+    step_config = StepConfig(
+        config.frontend, config.augment, config.loss, config.parallel.accumulate, config.training.remat
+    )
+    return jax.jit(
+        make_train_step(model, step_config, optimizer, stats, parallel.gather),
+        donate_argnums=0,
+        out_shardings=None if state is None else (parallel.shardings(state), parallel.replicated),
+    )
+
+
+def abstract(
+    config: ExperimentConfig, program: Program, shape: BatchShape, devices: Sequence[jax.Device] = ()
+) -> tuple[Any, tuple[Any, ...]]:
+    """The jitted function of a program, and the shapes of its arguments.
+
+    Args:
+      config: the experiment; the size of the vocabulary is taken from it.
+      program: training step, or evaluation step in one of two executions.
+      shape: of the batch.
+      devices: over which everything is placed as in a run; they need not be here. Empty leaves the place to jax.
+
+    Raises:
+      ValueError: the rows cannot be split over the devices, or the mesh does not fit them.
+    """
+    mels = config.frontend.num_mels
+    model = ASRModel(config.model, mels, config.tokenizer.vocab_size + 1)
+    stats = None
+    if config.frontend.normalization == "global":
+        stats = GlobalStats(np.zeros(mels, np.float32), np.ones(mels, np.float32))
+    optimizer = make_optimizer(config.optimizer, 100_000)
+    state = jax.eval_shape(lambda: init_state(model.init(jax.random.key(0)), optimizer))
+    samples = round(shape.seconds * config.data.sample_rate)
+    rows, shaped = (shape.rows,), jax.ShapeDtypeStruct
+    fields: list[Any] = [
+        shaped((shape.rows, samples), np.float32),
+        shaped(rows, np.int32),
+        shaped((shape.rows, shape.labels), np.int32),
+        shaped(rows, np.int32),
+        shaped(rows, np.bool_),
+        shaped(rows, np.uint32),
+    ]
+    batch = Batch(*fields)
+    if program == "train":
+        parallel = Parallel.over_devices(config.parallel, shape.rows, devices or jax.devices()[:1])
+        function = jit_train_step(config, model, optimizer, stats, parallel, state if devices else None)
+        if devices:
+            state = jax.tree.map(_placed, state, parallel.shardings(state))
+            batch = jax.tree.map(lambda x: _placed(x, parallel.rows), batch)
+        return function, (state, batch, member_of(config))
+    pipeline = Pipeline(config.frontend, model, stats, devices)
+    run = pipeline.masked if program == "masked" else pipeline.conditional
+    return run, (state.params, batch.waveform, batch.num_samples, inference_decision(config.model.gates))
+
+
+def _placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def compile_ahead(
+    config: ExperimentConfig, program: Program, shape: BatchShape, devices: Sequence[jax.Device]
+) -> ProgramFigures:
+    """Compile a program for devices that need not be here, and read what the compiler says.
+
+    Raises:
+      ValueError: see `abstract`.
+    """
+    function, arguments = abstract(config, program, shape, devices)
+    begun = time.monotonic()
+    compiled = function.lower(*arguments).compile()
+    seconds = time.monotonic() - begun
+    memory = compiled.memory_analysis()
+    return ProgramFigures(
+        program_bytes(compiled), int(memory.argument_size_in_bytes), seconds, collectives(compiled.as_text())
+    )
+
+
+def collectives(program: str) -> dict[str, tuple[int, int]]:
+    """Collectives of a compiled program's text: kind -> (number, bytes of their results on each device)."""
+    found: dict[str, tuple[int, int]] = {}
+    for match in _COLLECTIVE.finditer(program):
+        count, size = found.get(match["kind"], (0, 0))
+        found[match["kind"]] = count + 1, size + sum(_bytes(*array) for array in _ARRAY.findall(match["type"]))
+    return dict(sorted(found.items()))
+
+
+def _bytes(kind: str, bits: str, dimensions: str) -> int:
+    size = 8 if kind == "pred" else int(bits)
+    return math.prod(int(n) for n in dimensions.split(",") if n) * size // 8

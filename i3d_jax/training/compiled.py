@@ -1,0 +1,68 @@
+"""The training step as compiled programs, one for each static shape of the plan, and never more."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from i3d_jax.training.step import Member, StepMetrics, TrainState
+from i3d_jax.types import Batch
+
+
+class CompiledStep:
+    """(state, batch) -> (state, metrics); a shape is compiled when its first batch comes.
+
+    Args:
+      step: jitted training step.
+      member: its arguments besides state and batch.
+      shapes: number of shapes in the plan.
+      say: told what was compiled, a line for each program.
+
+    Attributes:
+      programs: batch size and samples -> compiled program.
+      seconds: spent compiling so far.
+    """
+
+    def __init__(self, step: Any, member: Member, shapes: int, say: Callable[[str], None]) -> None:
+        self._step, self._member, self._shapes, self._say = step, member, shapes, say
+        self.programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
+        self.seconds = 0.0
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """One step.
+
+        Raises:
+          RuntimeError: there are more shapes of batches than the plan has.
+        """
+        shape = (*batch.waveform.shape, *batch.labels.shape)
+        if shape not in self.programs:
+            self.programs[shape] = self._compile(state, batch)
+        done: tuple[TrainState, StepMetrics] = self.programs[shape](state, batch, self._member)
+        return done
+
+    def _compile(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
+        rows, samples = batch.waveform.shape
+        if len(self.programs) == self._shapes:
+            raise RuntimeError(
+                f"a batch of {rows} rows of {samples} samples and {batch.labels.shape[1]} labels would be shape "
+                f"{self._shapes + 1} of a plan of {self._shapes}, and compile once more: {sorted(self.programs)}"
+            )
+        begun = time.monotonic()
+        program: jax.stages.Compiled = self._step.lower(state, batch, self._member).compile()
+        seconds = time.monotonic() - begun
+        self.seconds += seconds
+        self._say(
+            f"compiled step {len(self.programs) + 1} of {self._shapes} ({rows} x {samples} samples) in "
+            f"{seconds:.1f} s, {program_bytes(program) / 1e9:.2f} GB on each device"
+        )
+        return program
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+    """Memory of one device that a program needs: arguments, results that are not put in their place, work space."""
+    memory = program.memory_analysis()
+    if memory is None:
+        return 0
+    sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
+    return int(sum(sizes) - memory.alias_size_in_bytes)

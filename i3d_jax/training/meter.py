@@ -1,0 +1,116 @@
+"""What the steps between two log lines did, and how well they used the machine."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from i3d_jax.audio.frontend import FrontendConfig, num_frames
+from i3d_jax.audio.io import num_samples_after_speed
+from i3d_jax.data.batching import PlannedBatch
+from i3d_jax.data.corpora import Corpus
+from i3d_jax.model.asr import ASRModel
+from i3d_jax.model.flops import count_flops
+from i3d_jax.training.hardware import peak_memory
+from i3d_jax.training.step import StepMetrics
+
+_Item = TypeVar("_Item")
+
+_BACKWARD = 2.0  # FLOPs of the gradients of a product, in its own
+
+
+def step_flops(model: ASRModel, frontend: FrontendConfig, corpus: Corpus) -> Callable[[PlannedBatch], float]:
+    """Model FLOPs of training on a batch: forward and backward of every branch, on the frames that are no padding.
+
+    What is computed again to save memory is not counted (the convention of MFU, arXiv 2204.02311, appendix B).
+    """
+    lengths = np.array([u.num_samples for u in corpus.utterances], np.int64)
+
+    def flops(planned: PlannedBatch) -> float:
+        samples = np.zeros(planned.rows[-1] + 1, np.int64)
+        for speed in np.unique(planned.speeds):
+            own = planned.speeds == speed
+            after = num_samples_after_speed(lengths[planned.indices[own]], float(speed))
+            np.add.at(samples, planned.rows[own], after)
+        forward = count_flops(
+            model.config,
+            num_mels=model.num_mels,
+            vocab_size=model.vocab_size,
+            num_frames=num_frames(frontend, samples),
+            executed=None,
+        )
+        return (1 + _BACKWARD) * float(forward.sum())
+
+    return flops
+
+
+class Meter:
+    """Totals since the last log line.
+
+    Args:
+      corpus: the training corpus, for lengths.
+      flops: of the training step on a batch; None leaves the MFU out.
+      peak: FLOP/s of all devices.
+    """
+
+    def __init__(self, corpus: Corpus, flops: Callable[[PlannedBatch], float] | None = None, peak: float = 1.0) -> None:
+        self._corpus, self._flops_of, self._peak = corpus, flops, peak
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._totals: Any = None
+        self._grad_norms: list[float] = []
+        self._audio_seconds = self._flops = self._waited = 0.0
+        self._start = time.monotonic()
+
+    def pause(self, seconds: float) -> None:
+        """So much of the time was not spent on training: a program was compiled."""
+        self._start += seconds
+
+    def waiting(self, batches: Iterable[_Item]) -> Iterator[_Item]:
+        """The same batches; how long each was waited for is noted."""
+        iterator = iter(batches)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.monotonic() - asked
+            yield batch
+
+    def add(self, metrics: StepMetrics, planned: PlannedBatch) -> None:
+        """Add a step that is done."""
+        totals = metrics.totals
+        self._totals = totals if self._totals is None else jax.tree.map(lambda a, b: a + b, self._totals, totals)
+        self._grad_norms.append(float(metrics.grad_norm))
+        samples = sum(self._corpus.utterances[i].num_samples for i in planned.indices)
+        self._audio_seconds += samples / self._corpus.sample_rate
+        self._flops += self._flops_of(planned) if self._flops_of else 0.0
+
+    def summary(self) -> dict[str, float]:
+        """Means of the losses over utterances, and figures of the machine.
+
+        ``audio_per_second`` is seconds of audio a second, or hours an hour; ``input_wait`` the share of the time that
+        the host waited for the next batch while the device was still at work on the last one or idle, so at least the
+        share in which it was idle for want of data; ``mfu`` the share of the devices' peak FLOP/s that went into the
+        model; ``memory_gb`` the peak of the fullest device of this process, or of the process on CPU.
+        """
+        totals = self._totals
+        count = max(float(totals.utterances), 1.0)
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        return {
+            "loss": float(totals.loss) / count,
+            "ctc": float(totals.ctc) / count,
+            **({"interctc": float(totals.interctc) / count} if totals.interctc else {}),
+            "utility": float(totals.utility) / count,
+            "layers": float(totals.executed_layers) / count,
+            "grad_norm": float(np.mean(self._grad_norms)),
+            "audio_per_second": self._audio_seconds / seconds,
+            "input_wait": self._waited / seconds,
+            **({"mfu": self._flops / seconds / self._peak} if self._flops_of else {}),
+            "memory_gb": peak_memory() / 1e9,
+        }
