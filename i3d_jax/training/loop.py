@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import optax
 
-from i3d_jax.data.batching import BatchPlanner, PlannedBatch
+from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.data.corpora import Corpus
+from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.preemption import Preempted
 from i3d_jax.training.step import StepMetrics, TrainState, TrainStep
