@@ -4,7 +4,7 @@ Command: ``python benchmarks/plan_at_scale.py [UTTERANCES ...] [--json FILE]``. 
 Lengths are log-normal, 3.6 s on average (100 million are 100,000 hours), cut to 0.5 to 30 s; labels come at 4 a second.
 Batches are those of ``configs/librispeech100_transformer.py``. Each size runs alone in a process of its own, whose
 address space is limited to ``--gibibytes`` and to three quarters of the memory that is free; what needs more is
-reported as not fitting. It prints a Markdown table:
+reported as not fitting. It prints a Markdown table, times in seconds of one processor:
 
 - held: resident memory that the planner and one planned epoch add, bytes per utterance
 - peak: the process's largest resident memory, lengths and label counts (8 bytes per utterance) included
@@ -66,34 +66,34 @@ def measure(utterances: int, speeds: tuple[float, ...], late_epoch: int, joined:
     before = status("VmRSS")
 
     def timed(name: str, start: float, parts: int = 1) -> None:
-        found[name] = (time.perf_counter() - start) / parts
+        found[name] = (time.process_time() - start) / parts
 
     def make() -> BatchPlanner:
         return BatchPlanner(*simulate(utterances), config, speeds=speeds, seed=1, concatenate_seconds=joined)
 
     try:
         lengths, labels = simulate(utterances)
-        start = time.perf_counter()
+        start = time.process_time()
         planner = BatchPlanner(lengths, labels, config, speeds=speeds, seed=1, concatenate_seconds=joined)
         timed("construct_s", start)
         del lengths, labels
-        start = time.perf_counter()
+        start = time.process_time()
         batches = planner.epoch(0)
         timed("plan_s", start)
         gc.collect()
         found["held_bytes"] = (status("VmRSS") - before) / utterances
         count = min(len(batches), ITERATED)
-        start = time.perf_counter()
+        start = time.process_time()
         for position in range(count):
             assert len(batches[position].indices)
-        found["batches_per_s"] = count / (time.perf_counter() - start)
+        found["batches_per_s"] = count / (time.process_time() - start)
         steps = len(batches)
-        start = time.perf_counter()
+        start = time.process_time()
         assert planner.steps_before(1) == steps
         timed("count_s", start)
         del planner, batches
         planner = make()
-        start = time.perf_counter()
+        start = time.process_time()
         epoch, position = planner.locate(int((late_epoch + 0.5) * steps))
         assert len(planner.epoch(epoch)[position].indices)
         timed("resume_s", start)

@@ -200,16 +200,15 @@ class BatchPlanner:
         starts = None
         if self._classes:
             order, rng = self._draw_order(draws)
-            bucket_of = take(self._classes.buckets(draws), order)
-            sizes = np.bincount(bucket_of, minlength=len(self.buckets))
+            bucket_of = bucket_of_row = take(self._classes.buckets(draws), order)
         else:
             order, begins, _, rng = rows = self._draw_rows(draws)
             bucket_of_row = self._bucket_of_rows(rows)
-            sizes = np.bincount(bucket_of_row, minlength=len(self.buckets))
             counts = np.diff(begins, append=len(order))
             bucket_of = np.repeat(bucket_of_row, counts)
             ends = np.cumsum(by_bucket(counts, bucket_of_row, len(self.buckets)))
             starts = np.concatenate([[0], ends]).astype(integer(len(order)))
+        sizes = np.array([np.count_nonzero(bucket_of_row == k) for k in range(len(self.buckets))])
         utterances = by_bucket(order, bucket_of, len(self.buckets))
         batches = np.arange(self._num_batches(sizes).sum())
         if self._shuffle:

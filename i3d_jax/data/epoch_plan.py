@@ -3,6 +3,7 @@
 What is drawn for an utterance is a function of its position, so speeds and seeds are kept nowhere.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, overload
@@ -63,14 +64,22 @@ class Draws(NamedTuple):
 
     def _hash(self, purpose: int, positions: np.ndarray) -> np.ndarray:
         """[n] uint64: SplitMix64 (Steele et al., 2014) of (seed, epoch, purpose, position)."""
-        state = np.zeros(1, np.uint64)
-        words = (np.array([word % 2**64], np.uint64) for word in (self.seed, self.epoch, purpose))
-        for word in (*words, positions.astype(np.uint64)):
-            state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-        return state
+        return _mix(_state(self.seed, self.epoch, purpose), positions.astype(np.uint64))
+
+
+@functools.lru_cache(maxsize=32)
+def _state(*words: int) -> np.ndarray:
+    state = np.zeros(1, np.uint64)
+    for word in words:
+        state = _mix(state, np.array([word % 2**64], np.uint64))
+    return state
+
+
+def _mix(state: np.ndarray, word: np.ndarray) -> np.ndarray:
+    state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
 
 
 @dataclass(frozen=True, eq=False)
