@@ -8,10 +8,11 @@ Markdown table:
 - first, again: reading without and with the cached index; ``data.verify`` is off
 - labels: tokenising; check: ``reject_infeasible``; digest: ``TrainingData.digest``; all in seconds of one processor for
   a million utterances, waiting for the disk not counted
-- cache: the cached index; corpus: resident memory that it adds; labels: their objects; bytes per utterance
+- cache: the cached index; corpus: resident memory that it adds; labels: their arrays, and what they would take
+  as lists of lists; bytes per utterance
 - peak: largest resident memory of the process, bytes per utterance
 
-Each size should be 1e5 or more: what is there before reading is part of the peak. A million utterances need about 5 GB of disk.
+Sizes below 1e5 say little: what is there before reading is part of the peak. A million utterances need 5 GB of disk.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,8 @@ sys.path.insert(0, str(ROOT))
 
 PER_CHAPTER, PER_FILE = 100, 1000  # utterances of a folder; hard links to a file
 WORDS, VOCABULARY, PIECES = 9, 3000, 500
-COLUMNS = ("first_s", "again_s", "cache_bytes", "corpus_bytes", "labels_s", "labels_bytes", "check_s", "digest_s")
-COLUMNS = (*COLUMNS, "peak_bytes")
+COLUMNS = ("first_s", "again_s", "cache_bytes", "corpus_bytes", "labels_s", "labels_bytes", "lists_bytes", "check_s")
+COLUMNS = (*COLUMNS, "digest_s", "peak_bytes")
 
 
 def status(field: str) -> int:
@@ -64,16 +66,16 @@ def make_folder(root: Path, utterances: int) -> None:
         (folder / f"{folder.parent.name}-{chapter}.trans.txt").write_text("".join(lines))
 
 
-def size(labels: Any) -> int:
-    """Bytes of lists of token ids; Python shares the integers up to 256."""
-    return sys.getsizeof(labels) + sum(
-        sys.getsizeof(ids) + sum(sys.getsizeof(i) for i in ids if i > 256) for ids in labels
-    )
+def size_of_lists(labels: Sequence[list[int]]) -> int:
+    """Bytes of a list of lists of token ids; Python shares the integers up to 256."""
+    lists = (sys.getsizeof(ids) + sum(sys.getsizeof(i) for i in ids if i > 256) for ids in labels)
+    return 8 * len(labels) + sum(lists)
 
 
 def read(source: str, cache: Path, again: bool) -> dict[str, float]:
     """Reads the corpus; what was measured, for all utterances."""
     from i3d_jax.data.corpora import DataConfig, load_corpus, reject_infeasible
+    from i3d_jax.data.token_sequences import TokenSequences
     from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
     from i3d_jax.runner import TrainingData
 
@@ -89,9 +91,10 @@ def read(source: str, cache: Path, again: bool) -> dict[str, float]:
         texts = [u.text for u in corpus.utterances[:2000]]
         tokenizer = Tokenizer.train(texts, TokenizerConfig(kind="bpe", vocab_size=PIECES))
         start = time.process_time()
-        labels: Any = [tokenizer.encode(u.text) for u in corpus.utterances]
+        labels = TokenSequences(tokenizer.encode(u.text) for u in corpus.utterances)
         found["labels_s"] = time.process_time() - start
-        found["labels_bytes"] = size(labels)
+        found["labels_bytes"] = sum(x.nbytes for x in vars(labels).values())
+        found["lists_bytes"] = size_of_lists(labels)
         start = time.process_time()
         corpus, labels = reject_infeasible(corpus, labels, lambda num_samples: 10**6)
         found["check_s"] = time.process_time() - start
@@ -128,17 +131,8 @@ def main() -> None:
         print(json.dumps(read(args.read, args.cache, args.again)))
         return
     rows: list[dict[str, Any]] = []
-    names = (
-        "first, s",
-        "again, s",
-        "cache, B",
-        "corpus, B",
-        "labels, s",
-        "labels, B",
-        "check, s",
-        "digest, s",
-        "peak, B",
-    )
+    names = ("first, s", "again, s", "cache, B", "corpus, B", "labels, s", "labels, B", "as lists, B", "check, s")
+    names = (*names, "digest, s", "peak, B")
     print(f"| utterances | source | {' | '.join(names)} |")
     print("| --- " * (len(names) + 2) + "|", flush=True)
     for utterances in args.utterances:
