@@ -17,6 +17,7 @@ from i3d_jax.audio.frontend import GlobalStats, accumulate_stats, finish_stats, 
 from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
 from i3d_jax.data.loader import iterate_batches, iterate_eval
+from i3d_jax.data.token_sequences import TokenSequences
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.dev_evaluation import dev_metrics
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
@@ -112,14 +113,16 @@ class TrainingData:
     train: Corpus
     dev: Corpus
     tokenizer: Tokenizer
-    labels: list[list[int]]
+    labels: TokenSequences
     planner: BatchPlanner
 
     def digest(self) -> str:
         """SHA-256 of ids, lengths and labels of the training set: with the settings, they determine every batch."""
-        rows = zip(self.train.utterances, self.labels, strict=True)
-        lines = (f"{u.id} {u.num_samples} {' '.join(map(str, ids))}\n" for u, ids in rows)
-        return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
+        digest = hashlib.sha256()
+        for u, ids in zip(self.train.utterances, self.labels, strict=True):
+            line = f"{u.id} {u.num_samples} {' '.join(map(str, ids))}\n"
+            digest.update(line.encode(errors="backslashreplace"))
+        return digest.hexdigest()
 
 
 def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> TrainingData:
@@ -135,7 +138,7 @@ def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> Train
 
     train, labels = reject_infeasible(
         train,
-        [tokenizer.encode(u.text) for u in train.utterances],
+        TokenSequences(tokenizer.encode(u.text) for u in train.utterances),
         frames,
         config.augment.speeds,
         joined=config.augment.concatenate_seconds > 0,
@@ -144,7 +147,7 @@ def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> Train
         log(corpus.describe())
     planner = BatchPlanner(
         np.array([u.num_samples for u in train.utterances]),
-        np.array([len(ids) for ids in labels]),
+        labels.counts,
         config.batching,
         speeds=config.augment.speeds,
         seed=config.seed,

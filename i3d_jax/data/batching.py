@@ -5,14 +5,16 @@ a function of the step. Batches have few static shapes: buckets come from the hi
 dynamic programming that minimises the padded audio of an epoch, filler rows included.
 """
 
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from i3d_jax.audio.io import num_samples_after_speed
+from i3d_jax.data.epoch_plan import Bucket, Draws, EpochPlan
+from i3d_jax.data.lengths import LengthClasses, Lengths, by_bucket, integer, take
 
 _MAX_EDGES = 256
 _SAMPLED_EPOCHS = 4  # whose rows the buckets are made for, when utterances are joined
@@ -39,32 +41,6 @@ class BatchingConfig:
     """Batches that are copied to the devices before their step is dispatched."""
     cache_gigabytes: float = 2.0
     """Decoded audio kept in memory, so that a small corpus is read from its files only once."""
-
-
-class Bucket(NamedTuple):
-    """A static shape: [batch_size, num_samples] waveforms, [batch_size, num_labels] labels."""
-
-    num_samples: int
-    num_labels: int
-    batch_size: int
-
-
-class PlannedBatch(NamedTuple):
-    """One batch of the plan; its r <= bucket.batch_size rows come first, each with one utterance or several in a row.
-
-    Attributes:
-      bucket: static shape.
-      indices: [n] int64 utterances of the corpus, n >= r.
-      speeds: [n] float64 speed factors.
-      rows: [n] int64 row of each utterance, ascending from 0.
-      seeds: [r] uint32 augmentation seeds, a hash of (seed, epoch, first utterance of the row).
-    """
-
-    bucket: Bucket
-    indices: np.ndarray
-    speeds: np.ndarray
-    rows: np.ndarray
-    seeds: np.ndarray
 
 
 class BatchPlanner:
@@ -101,35 +77,31 @@ class BatchPlanner:
         sample_rate: int = 16000,
         concatenate_seconds: float = 0.0,
     ):
-        lengths: Any = np.asarray(num_samples, np.int64)
-        labels = np.asarray(num_labels, np.int64)
-        _check(lengths, labels, config, speeds)
+        samples, labels = np.asarray(num_samples), np.asarray(num_labels)
+        _check(samples, labels, config, speeds)
         self.config = config
         self.sample_rate = sample_rate
-        self._speeds = np.asarray(speeds, np.float64)
         self._seed = seed
         self._shuffle = shuffle
-        self._lengths = np.stack([num_samples_after_speed(lengths, speed) for speed in speeds])  # [speeds, utterances]
         self._longest_row = int(concatenate_seconds * sample_rate)
+        self._lengths = Lengths(samples, speeds)
+        self._classes: LengthClasses | None = None
+        longest = max(self._longest_row, self._lengths.longest)
         if self._longest_row:
-            rows = [self._draw_rows(epoch).lengths for epoch in range(_SAMPLED_EPOCHS)]
-            longest = max(self._longest_row, int(self._lengths.max()))
-            self._edges = self._choose_edges(np.array([*np.concatenate(rows), longest]), _SAMPLED_EPOCHS)
-            # As many labels as the densest utterances together, each once, cut where the row ends.
-            shortest = self._lengths.min(0)
-            densest = np.argsort(-labels / shortest)
-            within, held = (np.cumsum([0, *x[densest]]) for x in (shortest, labels))
-            most = [int(np.ceil(bound)) for bound in np.interp(self._edges, within, held)]
+            rows = (self._draw_rows(Draws(seed, epoch)).lengths for epoch in range(_SAMPLED_EPOCHS))
+            self._edges = self._choose_edges(itertools.chain(rows, [np.array([longest])]), longest, _SAMPLED_EPOCHS)
+            most = self._most_labels_joined(labels)
         else:
-            self._edges = self._choose_edges(self._lengths, len(self._speeds))
-            bucket_of = np.searchsorted(self._edges, self._lengths)  # [speeds, utterances]
-            most = [int(labels[(bucket_of == k).any(0)].max(initial=0)) for k in range(len(self._edges))]
+            heard = (x for part in self._lengths.parts() for x in self._lengths.at_all_speeds(part))
+            self._edges = self._choose_edges(heard, longest, len(speeds))
+            self._classes = LengthClasses(self._lengths, self._edges)
+            most = self._classes.most_labels(labels)
         self.buckets = tuple(
             Bucket(int(edge), max(1, count), self._batch_size(int(edge)))
             for edge, count in zip(self._edges, most, strict=True)
         )
         self._starts = [0]  # steps before each epoch, as far as asked for
-        self._epochs: dict[int, list[PlannedBatch]] = {}
+        self._epochs: dict[int, EpochPlan] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -138,14 +110,14 @@ class BatchPlanner:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock(), _epochs={})
 
-    def epoch(self, epoch: int) -> list[PlannedBatch]:
+    def epoch(self, epoch: int) -> EpochPlan:
         """The batches of an epoch, in order."""
         key = epoch if self._shuffle else 0
         with self._lock:
             if key not in self._epochs:
                 while len(self._epochs) >= 2:  # readers ahead of the step may be in the next epoch already
                     del self._epochs[min(self._epochs, key=lambda known: -abs(known - key))]
-                self._epochs[key] = self._plan(key)
+                self._epochs[key] = self._plan(self._draws(key))
             return self._epochs[key]
 
     def steps_in_epoch(self, epoch: int) -> int:
@@ -169,58 +141,97 @@ class BatchPlanner:
 
     def padded_fraction(self, epoch: int = 0) -> float:
         """Share of an epoch's samples that is padding, filler rows included."""
-        total = sum(b.bucket.num_samples * b.bucket.batch_size for b in self.epoch(epoch))
-        return 1 - float(self._draw_rows(epoch if self._shuffle else 0).lengths.sum()) / total
+        draws = self._draws(epoch)
+        padded = self._num_batches(self._count_rows(draws)) * [b.batch_size * b.num_samples for b in self.buckets]
+        heard = sum(int(self._lengths.heard(draws, part).sum()) for part in self._lengths.parts())
+        return 1 - heard / int(padded.sum())
 
     def _append_epoch(self) -> None:
         epoch = len(self._starts) - 1
-        if epoch and not self._longest_row and (not self._shuffle or len(self._speeds) == 1):
+        if epoch and not self._longest_row and (not self._shuffle or len(self._lengths.speeds) == 1):
             count = self._starts[1]
         else:
-            lengths = self._draw_rows(epoch if self._shuffle else 0).lengths
-            sizes = np.bincount(np.searchsorted(self._edges, lengths), minlength=len(self.buckets))
-            count = sum(-(-int(n) // bucket.batch_size) for n, bucket in zip(sizes, self.buckets, strict=True))
+            count = int(self._num_batches(self._count_rows(self._draws(epoch))).sum())
         self._starts.append(self._starts[-1] + count)
 
-    def _draw_rows(self, epoch: int) -> "_Rows":
-        """Order, speeds and rows of an epoch, before it is cut into batches."""
-        count = self._lengths.shape[1]
-        drawn = (_hash(self._seed, epoch, 1, count) % np.uint64(len(self._speeds))).astype(np.int64)
-        lengths = self._lengths[drawn, np.arange(count)]
-        rng = np.random.default_rng(_hash(self._seed, epoch, 3, 1))
-        order = rng.permutation(count) if self._shuffle else np.argsort(lengths, kind="stable")
-        starts = np.arange(count)
-        if self._longest_row:
-            wanted = _hash(self._seed, epoch, 4, count) / 2.0**64 * self._longest_row
-            starts = np.array(_greedy_starts(lengths[order].tolist(), wanted.tolist()))
-        return _Rows(order, drawn, starts, np.add.reduceat(lengths[order], starts), rng)
+    def _draws(self, epoch: int) -> Draws:
+        return Draws(self._seed, epoch if self._shuffle else 0)
 
-    def _plan(self, epoch: int) -> list[PlannedBatch]:
-        rows = self._draw_rows(epoch)
-        seeds = (_hash(self._seed, epoch, 2, len(rows.order)) >> np.uint64(32)).astype(np.uint32)
-        bucket_of = np.searchsorted(self._edges, rows.lengths)
-        ends = np.append(rows.starts[1:], len(rows.order))
-        batches = []
-        for k, bucket in enumerate(self.buckets):
-            members = np.flatnonzero(bucket_of == k)
-            for first in range(0, len(members), bucket.batch_size):
-                chosen = members[first : first + bucket.batch_size]
-                utterances = np.concatenate([rows.order[rows.starts[r] : ends[r]] for r in chosen])
-                row_of = np.repeat(np.arange(len(chosen)), ends[chosen] - rows.starts[chosen])
-                speeds = self._speeds[rows.drawn[utterances]]
-                batches.append(PlannedBatch(bucket, utterances, speeds, row_of, seeds[rows.order[rows.starts[chosen]]]))
-        return [batches[i] for i in rows.rng.permutation(len(batches))] if self._shuffle else batches
+    def _num_batches(self, sizes: np.ndarray) -> np.ndarray:
+        """[buckets] batches that hold so many rows."""
+        return -(-sizes // np.array([bucket.batch_size for bucket in self.buckets]))
+
+    def _most_labels_joined(self, labels: np.ndarray) -> list[int]:
+        """As many labels as the densest utterances together, each once, cut where the row ends."""
+        shortest = np.concatenate([self._lengths.at_all_speeds(part).min(0) for part in self._lengths.parts()])
+        densest = np.argsort(-(labels / shortest))[: int(self._edges[-1] // shortest.min()) + 1]
+        within, held = (np.cumsum([0, *x[densest]]) for x in (shortest, labels))
+        return [int(np.ceil(bound)) for bound in np.interp(self._edges, within, held)]
+
+    def _count_rows(self, draws: Draws) -> np.ndarray:
+        """[buckets] rows of an epoch; the order of single utterances need not be drawn for it."""
+        if self._classes:
+            return self._classes.sizes(draws)
+        return np.bincount(self._bucket_of_rows(self._draw_rows(draws)), minlength=len(self.buckets))
+
+    def _draw_order(self, draws: Draws) -> tuple[np.ndarray, np.random.Generator]:
+        """[U] all utterances in the order drawn, or by length; and the generator, for what is drawn next."""
+        count = len(self._lengths)
+        rng = draws.generator()
+        if self._shuffle:
+            order = np.arange(count, dtype=integer(count))
+            rng.shuffle(order)  # rng.permutation(count), in half the memory
+            return order, rng
+        return np.argsort(self._lengths.all_heard(draws), kind="stable").astype(integer(count)), rng
+
+    def _draw_rows(self, draws: Draws) -> "_Rows":
+        """Rows of joined utterances."""
+        order, rng = self._draw_order(draws)
+        heard = take(self._lengths.all_heard(draws), order)
+        starts, left = [], -1.0
+        for part in self._lengths.parts():
+            wanted = draws.fractions(np.arange(part.start, part.stop)) * self._longest_row
+            found, left = _greedy_starts(heard[part].tolist(), wanted.tolist(), left)
+            starts.append(np.array(found, np.int64) + part.start)
+        begins = np.concatenate(starts)
+        return _Rows(order, begins, np.add.reduceat(heard, begins, dtype=np.int64), rng)
+
+    def _plan(self, draws: Draws) -> EpochPlan:
+        starts = None
+        if self._classes:
+            order, rng = self._draw_order(draws)
+            bucket_of = bucket_of_row = take(self._classes.buckets(draws), order)
+        else:
+            order, begins, _, rng = rows = self._draw_rows(draws)
+            bucket_of_row = self._bucket_of_rows(rows)
+            counts = np.diff(begins, append=len(order))
+            bucket_of = np.repeat(bucket_of_row, counts)
+            ends = np.cumsum(by_bucket(counts, bucket_of_row, len(self.buckets)))
+            starts = np.concatenate([[0], ends]).astype(integer(len(order)))
+        sizes = np.array([np.count_nonzero(bucket_of_row == k) for k in range(len(self.buckets))])
+        utterances = by_bucket(order, bucket_of, len(self.buckets))
+        batches = np.arange(self._num_batches(sizes).sum())
+        if self._shuffle:
+            rng.shuffle(batches)
+        return EpochPlan(draws, self._lengths.speeds, self.buckets, sizes, utterances, starts, batches)
+
+    def _bucket_of_rows(self, rows: "_Rows") -> np.ndarray:
+        return np.searchsorted(self._edges, rows.lengths).astype(np.uint8)
 
     def _batch_size(self, num_samples: int) -> int:
         multiple = self.config.batch_multiple
         budget = self.config.seconds_per_batch * self.sample_rate
         return max(1, int(budget // (num_samples * multiple))) * multiple
 
-    def _choose_edges(self, lengths: np.ndarray, epochs: int) -> np.ndarray:
+    def _choose_edges(self, lengths: Iterable[np.ndarray], longest: int, epochs: int) -> np.ndarray:
         """Lengths of at most ``num_buckets`` buckets, with the least padded audio for the rows of so many epochs."""
         quantum = max(self.sample_rate // 10, 1)
-        quantum *= -(-int(lengths.max()) // (quantum * _MAX_EDGES))
-        edges, counts = np.unique(-(-lengths // quantum) * quantum, return_counts=True)
+        quantum *= -(-longest // (quantum * _MAX_EDGES))
+        histogram = np.zeros(-(-longest // quantum) + 1, np.int64)
+        for part in lengths:
+            histogram += np.bincount(-(-part // quantum), minlength=len(histogram))
+        edges = np.flatnonzero(histogram) * quantum
+        counts = histogram[edges // quantum]
         sizes = np.array([self._batch_size(int(edge)) for edge in edges])
         below = np.concatenate([[0], np.cumsum(counts)]) / epochs  # expected rows below each edge
         # cost[i, j]: one bucket for the rows from edge i up to edge j, padded to edge j
@@ -246,29 +257,29 @@ class _Rows(NamedTuple):
 
     Attributes:
       order: [U] all utterances.
-      drawn: [U] index of each utterance's speed, by utterance.
       starts: [R] where in `order` each row begins.
       lengths: [R] samples.
       rng: what the order was drawn from.
     """
 
     order: np.ndarray
-    drawn: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
     rng: np.random.Generator
 
 
-def _greedy_starts(lengths: list[int], wanted: list[float]) -> list[int]:
-    """Where rows begin, if one takes what comes next as long as it stays within the length wanted at its beginning."""
+def _greedy_starts(lengths: list[int], wanted: list[float], left: float) -> tuple[list[int], float]:
+    """Where rows begin, if one takes what comes next as long as it stays within the length wanted at its beginning.
+
+    ``left`` is what the row before may still take, and what the last one may.
+    """
     starts: list[int] = []
-    left = -1.0
     for position, length in enumerate(lengths):
         left -= length
         if left < 0:
             starts.append(position)
             left = wanted[position] - length
-    return starts
+    return starts, left
 
 
 def _check(lengths: np.ndarray, labels: np.ndarray, config: BatchingConfig, speeds: Sequence[float]) -> None:
@@ -285,15 +296,3 @@ def _check(lengths: np.ndarray, labels: np.ndarray, config: BatchingConfig, spee
     for key in ("seconds_per_batch", "num_buckets", "batch_multiple"):
         if getattr(config, key) <= 0:
             raise ValueError(f"batching.{key} = {getattr(config, key)}, expected a positive number")
-
-
-def _hash(seed: int, epoch: int, purpose: int, count: int) -> np.ndarray:
-    """[count] uint64: SplitMix64 (Steele et al., 2014) of (seed, epoch, purpose, 0 ... count - 1)."""
-    state = np.zeros(1, np.uint64)
-    words = (np.array([word % 2**64], np.uint64) for word in (seed, epoch, purpose))
-    for word in (*words, np.arange(count, dtype=np.uint64)):
-        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state = state ^ (state >> np.uint64(31))
-    return state

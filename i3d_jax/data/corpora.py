@@ -19,6 +19,7 @@ from i3d_jax.data.demo_corpus import DemoCorpusConfig, ensure_demo_corpus
 from i3d_jax.data.folder import read_folder, some
 from i3d_jax.data.records import RecordAudio
 from i3d_jax.data.tfds_source import read_prepared
+from i3d_jax.data.token_sequences import TokenSequences
 
 TFDS = "tfds:"
 """What the sources of prepared data sets begin with."""
@@ -61,7 +62,7 @@ class DataConfig:
     """The generated corpus (``source=demo``)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Utterance:
     """One utterance.
 
@@ -194,7 +195,7 @@ def reject_infeasible(
     speeds: Iterable[float] = (1.0,),
     *,
     joined: bool = False,
-) -> tuple[Corpus, list[list[int]]]:
+) -> tuple[Corpus, TokenSequences]:
     """Drops utterances with more labels than CTC can place, which would give a huge loss and useless gradients.
 
     CTC needs a frame for each label and one more between equal neighbours.
@@ -223,7 +224,7 @@ def reject_infeasible(
     kept = corpus.reject(INFEASIBLE, infeasible)
     if not kept.utterances:
         raise ValueError(f"no utterance has enough frames for its labels in {kept.describe()}; use larger pieces")
-    return kept, [list(ids) for i, ids in enumerate(labels) if i not in infeasible]
+    return kept, TokenSequences(ids for i, ids in enumerate(labels) if i not in infeasible)
 
 
 def _synthetic_split(wanted: str, config: DataConfig) -> Corpus:

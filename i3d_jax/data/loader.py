@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from i3d_jax.audio.io import change_speed
-from i3d_jax.data.batching import BatchingConfig, BatchPlanner, PlannedBatch
+from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus
+from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.types import Batch
 
 Labels = Sequence[Sequence[int]]

@@ -42,7 +42,7 @@ class RecordSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RecordAudio:
     """Audio of an utterance in a prepared data set, read when it is needed.
 

@@ -7,8 +7,9 @@ from typing import Any, Literal, Protocol
 import jax
 import optax
 
-from i3d_jax.data.batching import BatchPlanner, PlannedBatch
+from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.data.corpora import Corpus
+from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.model.encoder import Remat
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.meter import Meter

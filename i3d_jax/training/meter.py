@@ -9,8 +9,8 @@ import numpy as np
 
 from i3d_jax.audio.frontend import FrontendConfig, num_frames
 from i3d_jax.audio.io import num_samples_after_speed
-from i3d_jax.data.batching import PlannedBatch
 from i3d_jax.data.corpora import Corpus
+from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.flops import count_flops
 from i3d_jax.training.hardware import peak_memory

@@ -5,8 +5,9 @@ import pytest
 import soundfile
 
 from i3d_jax.audio.io import change_speed
-from i3d_jax.data.batching import BatchingConfig, BatchPlanner, Bucket, PlannedBatch
+from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus, DataConfig, Utterance, load_corpus
+from i3d_jax.data.epoch_plan import Bucket, PlannedBatch
 from i3d_jax.data.loader import iterate_batches, iterate_eval, load_batch
 
 CORPUS = load_corpus(DataConfig(source="synthetic"), "train")
@@ -62,7 +63,7 @@ def test_an_epoch_is_the_plan(options):
     seen = []
     for step, planned, batch in iterate_batches(CORPUS, LABELS, planner, range(planner.steps_before(1))):
         assert step == len(seen)
-        assert planned is planner.epoch(0)[step]
+        assert_same(planned, planner.epoch(0)[step])
         assert_same(batch, load_batch(CORPUS, LABELS, planned))
         seen.append(planned)
     assert len(seen) == planner.steps_in_epoch(0)
