@@ -98,8 +98,7 @@ class Saver:
                 raise lost from error
             if (reason := files.system_error(error)) is None:
                 raise
-            with suppress(OSError, ValueError):  # raised once in every thread that waits: not by `close` again
-                manager.wait_until_finished()
+            _settle(manager)
             for unfinished in (folder / str(step), *folder.glob(f"{step}{UNFINISHED}*")):
                 _remove(unfinished)
             trained = (
@@ -115,6 +114,14 @@ def _complete(manager: ocp.CheckpointManager, step: int, notes: Mapping[str, Any
     manager.wait_until_finished()
     if hosts.is_first() and step in manager.all_steps():  # a candidate can be the worst, and gone again
         write_manifest(manager.directory / str(step), notes)
+
+
+def _settle(manager: ocp.CheckpointManager) -> None:
+    """Waits for the threads of a failed save; what each of them raises, once, is known already."""
+    for _ in range(5):
+        with suppress(OSError, ValueError):
+            manager.close()
+            return
 
 
 def _remove(folder: epath.Path) -> None:
