@@ -96,7 +96,8 @@ def test_other_settings_are_accepted_when_asked_and_other_devices_always(whole, 
     assert f"{run} goes on with other settings: optimizer.learning_rate is 0.01 there, 0.02 wanted\n" in printed
     assert "resumed from step 15\n" in printed
     assert load_saved_config(epath.Path(run / "config.json")) == faster
-    split = dataclasses.replace(faster, parallel=ParallelConfig(fsdp=2))
+    keeping = dataclasses.replace(faster.training, keep_last=3, keep_every_steps=6)
+    split = dataclasses.replace(faster, parallel=ParallelConfig(fsdp=2), training=keeping)
     train(split, epath.Path(run))  # finished, and not refused
     assert load_saved_config(epath.Path(run / "config.json")) == split
 
