@@ -15,7 +15,7 @@ from etils import epath
 from i3d_jax import hosts
 from i3d_jax.manifest import Damaged
 from i3d_jax.training import recovery
-from i3d_jax.training.saving import UNFINISHED, Saver
+from i3d_jax.training.saving import UNFINISHED, Saver, barrier
 from i3d_jax.training.step import TrainState
 
 
@@ -274,5 +274,5 @@ def _manager(folder: epath.Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         folder,
         item_handlers=ocp.StandardCheckpointHandler(),  # else the shapes cannot be read before a save or restore
-        options=ocp.CheckpointManagerOptions(**options),
+        options=ocp.CheckpointManagerOptions(async_options=ocp.AsyncOptions(barrier_sync_fn=barrier), **options),
     )

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint import multihost
 
 from i3d_jax import files, hosts
 from i3d_jax.manifest import write_manifest
@@ -27,6 +28,9 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 """In the names of folders that Orbax has not renamed yet."""
 
 
+Done = concurrent.futures.Future[None]
+
+
 class Saver:
     """Saves one checkpoint at a time: a complete one is never replaced by one that is not complete yet."""
 
@@ -34,7 +38,7 @@ class Saver:
         """For the checkpoints of ``resume`` and those beside them."""
         self._resume = resume
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending: tuple[ExitStack, concurrent.futures.Future[None]] | None = None
+        self._pending: tuple[ExitStack, Done, Done] | None = None
 
     def start(
         self, manager: ocp.CheckpointManager, step: int, tree: Any, notes: Mapping[str, Any], **options: Any
@@ -62,8 +66,9 @@ class Saver:
                 raise RuntimeError(
                     f"{manager.directory}: step {step} was not saved, there are later ones: {manager.all_steps()}"
                 )
-            future = self._thread.submit(_complete, manager, step, dict(notes))
-            self._pending = handlers.pop_all(), future
+            written = self._thread.submit(manager.wait_until_finished)
+            described = self._thread.submit(_describe, written, manager, step, dict(notes))
+            self._pending = handlers.pop_all(), written, described
 
     def wait(self, alone: bool = False) -> None:
         """Until what was started is complete.
@@ -76,12 +81,13 @@ class Saver:
         """
         if self._pending is None:
             return
-        (handlers, future), self._pending = self._pending, None
+        (handlers, written, described), self._pending = self._pending, None
         with handlers:
-            concurrent.futures.wait([future])
-            if not alone:
-                hosts.first(future.result)
-            future.result()
+            written.result()  # a process that fails here ends, and the others find it lost
+            if alone:
+                described.result()
+            else:
+                hosts.first(described.result)
 
     def close(self) -> None:
         """Ends the thread; nothing is pending any more."""
@@ -93,14 +99,15 @@ class Saver:
         try:
             yield
         except (OSError, ValueError) as error:  # TensorStore raises ValueError
+            _settle(manager)
             lost = error.__cause__
             if isinstance(lost, jax.errors.JaxRuntimeError):  # a process that did not write its part
                 raise lost from error
             if (reason := files.system_error(error)) is None:
                 raise
-            _settle(manager)
-            for unfinished in (folder / str(step), *folder.glob(f"{step}{UNFINISHED}*")):
-                _remove(unfinished)
+            if hosts.is_first():  # another one would take from under its hands what the first may still write
+                for unfinished in (folder / str(step), *folder.glob(f"{step}{UNFINISHED}*")):
+                    _remove(unfinished)
             trained = (
                 f"nothing was saved before it: {files.remedy(reason)} and give the same command again"
                 if safe is None
@@ -110,16 +117,22 @@ class Saver:
             raise OSError(f"{folder}: step {step} cannot be saved ({reason.strerror}); {trained}") from error
 
 
-def _complete(manager: ocp.CheckpointManager, step: int, notes: Mapping[str, Any]) -> None:
-    manager.wait_until_finished()
+def _describe(written: Done, manager: ocp.CheckpointManager, step: int, notes: Mapping[str, Any]) -> None:
+    written.result()
     if hosts.is_first() and step in manager.all_steps():  # a candidate can be the worst, and gone again
         write_manifest(manager.directory / str(step), notes)
+
+
+def barrier(**options: Any) -> None:
+    """Where threads of Orbax wait for those of other processes; a save that failed does not: it could be long."""
+    if sys.exc_info()[0] is None:
+        multihost.get_barrier_sync_fn()(**options)
 
 
 def _settle(manager: ocp.CheckpointManager) -> None:
     """Waits for the threads of a failed save; what each of them raises, once, is known already."""
     for _ in range(5):
-        with suppress(OSError, ValueError):
+        with suppress(Exception):
             manager.close()
             return
 
