@@ -28,7 +28,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 """In the names of folders that Orbax has not renamed yet."""
 
 
-Done = concurrent.futures.Future[None]
+_Done = concurrent.futures.Future[None]
 
 
 class Saver:
@@ -38,7 +38,7 @@ class Saver:
         """For the checkpoints of ``resume`` and those beside them."""
         self._resume = resume
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending: tuple[ExitStack, Done, Done] | None = None
+        self._pending: tuple[ExitStack, _Done, _Done] | None = None
 
     def start(
         self, manager: ocp.CheckpointManager, step: int, tree: Any, notes: Mapping[str, Any], **options: Any
@@ -117,14 +117,17 @@ class Saver:
             raise OSError(f"{folder}: step {step} cannot be saved ({reason.strerror}); {trained}") from error
 
 
-def _describe(written: Done, manager: ocp.CheckpointManager, step: int, notes: Mapping[str, Any]) -> None:
+def _describe(written: _Done, manager: ocp.CheckpointManager, step: int, notes: Mapping[str, Any]) -> None:
     written.result()
     if hosts.is_first() and step in manager.all_steps():  # a candidate can be the worst, and gone again
         write_manifest(manager.directory / str(step), notes)
 
 
 def barrier(**options: Any) -> None:
-    """Where threads of Orbax wait for those of other processes; a save that failed does not: it could be long."""
+    """Where threads of Orbax wait for those of other processes.
+
+    Orbax comes here after a failure too, to wait for others who wait elsewhere: the failure is told without them.
+    """
     if sys.exc_info()[0] is None:
         multihost.get_barrier_sync_fn()(**options)
 
