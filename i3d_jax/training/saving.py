@@ -171,10 +171,9 @@ def _no_traceback_of_orbax() -> Iterator[None]:
         orbax.addFilter(_not_of_a_removed_save)
         raise
     else:
+        orbax.removeFilter(_not_an_error)
         tasks.removeFilter(_not_an_error)
         sys.unraisablehook = hook
-    finally:
-        orbax.removeFilter(_not_an_error)
 
 
 def _not_of_a_removed_save(record: logging.LogRecord) -> bool:
