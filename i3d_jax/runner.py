@@ -194,7 +194,10 @@ def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) 
         log(f"{workdir} is finished already")
         return load(workdir)
     dense = dense_model(config, workdir, accept_changes)
-    with Checkpoints(workdir, config.training.average_best, say=log) as checkpoints:
+    training = config.training
+    with Checkpoints(
+        workdir, training.average_best, training.keep_last, training.keep_every_steps, say=log
+    ) as checkpoints:
         final = _fit(config, workdir, dense, checkpoints)
     hosts.first(lambda: final.save(workdir / "model"))
     return load(workdir)
@@ -339,7 +342,7 @@ def _save_inputs(config: ExperimentConfig, workdir: epath.Path, tokenizer: Token
     (workdir / "diverged.json").unlink(missing_ok=True)
 
 
-# What changes how fast a run is made, not what is made: a run may be resumed with others.
+# What changes how fast a run is made and what is kept of it, not what is made: a run may be resumed with others.
 _FREE = (
     "batching.num_threads",
     "batching.num_workers",
@@ -349,6 +352,7 @@ _FREE = (
     "data.cache_dir",
     "training.remat",
     "parallel.",
+    "training.keep_",
 )
 
 

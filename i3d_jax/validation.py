@@ -51,6 +51,7 @@ _NOT_NEGATIVE = (
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "training.keep_every_steps",
     "evaluation.bootstrap_samples",
     "evaluation.timed_utterances",
 )
@@ -69,6 +70,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_BELOW_ONE, lambda x: 0 <= x < 1, "at least 0 and below 1"),
     (("seed",), lambda x: x < 2**63, "below 2**63"),
     (("parallel.data", "parallel.fsdp"), lambda x: x >= 1 or x == -1, "at least 1, or -1 for all devices left"),
+    (("training.keep_last",), lambda x: x >= 2, "at least 2: one is complete while the next is written"),
     (("model.gates.threshold",), lambda x: 0 <= x <= 1, "between 0 and 1"),
 )
 
@@ -130,6 +132,9 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
         yield f"model.encoder.d_model={encoder.d_model}: expected a multiple of num_heads={encoder.num_heads}"
     if config.parallel.data == config.parallel.fsdp == -1:
         yield "parallel.data=-1: expected a number, or one for parallel.fsdp=-1: only one of them can be what is left"
+    kept, saved = config.training.keep_every_steps, config.training.checkpoint_every_steps
+    if saved >= 1 and kept % saved:
+        yield f"training.keep_every_steps={kept}: expected a multiple of training.checkpoint_every_steps={saved}, or 0"
     taps = config.loss.interctc_layers
     if any(not 1 <= tap < encoder.num_layers for tap in taps) or list(taps) != sorted(set(taps)):
         yield (

@@ -16,8 +16,10 @@ from i3d_jax.training.checkpoint import Checkpoints
 
 def save(checkpoints, state, real=Checkpoints.save):
     real(checkpoints, state)
-    if int(state.step) == int(os.environ["KILLED_AFTER"]) and jax.process_index() == jax.process_count() - 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if int(state.step) == int(os.environ["KILLED_AFTER"]):
+        checkpoints.wait()
+        if jax.process_index() == jax.process_count() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,7 @@
 """Real processes that train together on emulated devices: the same losses, and one of them may die."""
 
-import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +9,11 @@ from etils import epath
 
 from i3d_jax import hosts
 from i3d_jax.data.loader import Share
+from tests import trainings
+from tests.trainings import losses
 
-ROOT = Path(__file__).parents[1]
 # Steps of rounding noise stay small at this learning rate; see tests/training/test_step.py.
-ARGUMENTS = ("--config=tests/tiny_config.py", "--training.epochs=2", "--optimizer.learning-rate=2e-3", "--no-test")
+ARGUMENTS = ("--training.epochs=2", "--optimizer.learning-rate=2e-3")
 
 
 def start(workdir, count, devices, *arguments, of_the_last=(), **variables):
@@ -25,19 +21,18 @@ def start(workdir, count, devices, *arguments, of_the_last=(), **variables):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    shared = os.environ | variables | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     if count > 1:
-        shared |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
-    command = [sys.executable, "tests/one_of_several.py", *ARGUMENTS, f"--workdir={workdir}", *arguments]
+        variables |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
     return [
-        subprocess.Popen(
-            [*command, *(of_the_last if index == count - 1 else ())],
-            cwd=ROOT,
-            env=shared | {"JAX_PROCESS_ID": str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        trainings.start(
+            workdir,
+            *ARGUMENTS,
+            *arguments,
+            *(of_the_last if index == count - 1 else ()),
+            script="tests/one_of_several.py",
+            devices=devices,
+            JAX_PROCESS_ID=str(index),
+            **variables,
         )
         for index in range(count)
     ]
@@ -45,11 +40,6 @@ def start(workdir, count, devices, *arguments, of_the_last=(), **variables):
 
 def end(processes):
     return [process.communicate(timeout=400)[0] for process in processes], [p.returncode for p in processes]
-
-
-def losses(workdir):
-    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
 
 
 def test_a_process_dies_and_another_number_of_them_goes_on_as_one_alone_would(tmp_path):

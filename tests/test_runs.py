@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import signal
 import subprocess
@@ -26,9 +25,10 @@ from i3d_jax.runner import train
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.preemption import RESUMABLE
 from i3d_jax.training.warm_start import WarmStartConfig
+from tests import trainings
 from tests.training.test_summaries import read_events
+from tests.trainings import ROOT, log_lines
 
-ROOT = Path(__file__).parents[1]
 CONFIG = Path(__file__).with_name("tiny_config.py")
 
 
@@ -37,10 +37,6 @@ def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     train_script.main([f"--config={CONFIG}", f"--workdir={workdir}", "--training.epochs=12"])
     return workdir
-
-
-def log_lines(workdir):
-    return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
 def test_training_learns_and_leaves_everything_behind(run):
@@ -191,33 +187,23 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(run)
         train(dataclasses.replace(config, seed=1), run)
 
 
-def start_training(workdir):
-    # One device: the emulated eight of this process are not wanted here. One compilation serves all four starts.
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
-    }
-    command = [sys.executable, "train.py", f"--config={CONFIG}", f"--workdir={workdir}", "--no-test"]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
 def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
-    output, _ = (process := start_training(undisturbed)).communicate(timeout=300)
+    programs = trainings.keeping_programs(tmp_path / "programs")
+
+    def start(workdir):
+        return trainings.start(workdir, "--training.epochs=3", text=False, **programs)
+
+    output, _ = (process := start(undisturbed)).communicate(timeout=300)
     assert process.returncode == 0, output.decode()
     assert b"\r" not in output and b"\x1b" not in output, "plain lines where there is no terminal"
     total = log_lines(undisturbed)[-1]["step"]
     for stop, how in ((total // 3, signal.SIGKILL), (2 * total // 3, signal.SIGTERM)):
-        process = start_training(killed)
+        process = start(killed)
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
-            if (killed / "log.jsonl").exists() and (lines := (killed / "log.jsonl").read_text().splitlines()):
-                try:
-                    if json.loads(lines[-1])["step"] >= stop:
-                        break
-                except ValueError:  # a line half written
-                    pass
+            if (lines := log_lines(killed)) and lines[-1]["step"] >= stop:
+                break
             time.sleep(0.01)
         process.send_signal(how)
         output, _ = process.communicate()
@@ -225,15 +211,13 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
     assert process.returncode == RESUMABLE
     saved = re.search(r"train\.py: ended on request after step (\d+), which is saved; the same", output.decode())
     assert saved and (killed / "checkpoints" / saved[1] / "manifest.json").exists(), output.decode()
-    output, _ = (process := start_training(killed)).communicate(timeout=300)
+    output, _ = (process := start(killed)).communicate(timeout=300)
     assert process.returncode == 0, output.decode()
     assert f"resumed from step {saved[1]}\n".encode() in output
-    with np.load(undisturbed / "model/params.npz") as a, np.load(killed / "model/params.npz") as b:
-        assert a.files == b.files
-        for name in a.files:
-            np.testing.assert_array_equal(a[name], b[name])
-    steps = [(line["step"], line["kind"]) for line in log_lines(killed) if line["kind"] != "text"]
-    assert steps == [(line["step"], line["kind"]) for line in log_lines(undisturbed) if line["kind"] != "text"]
+    assert trainings.same_parameters(killed, undisturbed)
+    steps = [(line["step"], line["kind"]) for line in log_lines(killed, "train", "dev")]
+    assert steps == [(line["step"], line["kind"]) for line in log_lines(undisturbed, "train", "dev")]
+    assert trainings.losses(killed) == trainings.losses(undisturbed)
 
 
 def test_the_config_of_these_tests_is_valid():

@@ -1,12 +1,9 @@
 """Orbax checkpoints of a run: ``checkpoints/`` to resume from, ``best/`` (parameters only) to average.
 
-Each gets a manifest of digests when it is complete, and is compared with it before use (``manifest.py``).
+They are written in the background (``saving.py``). Each gets a manifest of digests when it is complete, and is
+compared with it before use (``manifest.py``).
 """
 
-import logging
-import sys
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,12 +12,11 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from i3d_jax import files, hosts
-from i3d_jax.manifest import Damaged, write_manifest
+from i3d_jax import hosts
+from i3d_jax.manifest import Damaged
 from i3d_jax.training import recovery
+from i3d_jax.training.saving import UNFINISHED, Saver, barrier
 from i3d_jax.training.step import TrainState
-
-_UNFINISHED = ".orbax-checkpoint-tmp"
 
 
 def _abstract(tree: Any) -> Any:
@@ -37,9 +33,16 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 class Checkpoints:
-    """Checkpoints below a run directory; saving is atomic (Orbax writes aside and renames)."""
+    """Checkpoints below a run directory, saved in the background, each there entirely or not at all."""
 
-    def __init__(self, workdir: str | epath.Path, average_best: int, keep: int = 2, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        workdir: str | epath.Path,
+        average_best: int,
+        keep_last: int = 2,
+        keep_every_steps: int = 0,
+        say: Callable[[str], None] = print,
+    ):
         """Open to train, creating the folders if they are missing.
 
         Damaged checkpoints and candidates are set aside in ``damaged/``; candidates of steps that will run again,
@@ -48,7 +51,8 @@ class Checkpoints:
         Args:
           workdir: run directory.
           average_best: candidates kept, lowest score first.
-          keep: checkpoints kept for resuming; two, so that one is good while the other is written.
+          keep_last: newest checkpoints kept for resuming; at least two: one is good while the other is written.
+          keep_every_steps: those of its multiples are kept for good; 0 for none.
           say: told what is damaged, a line each.
 
         Raises:
@@ -58,23 +62,17 @@ class Checkpoints:
         self._say = say
         self._notes: dict[str, Any] = {}
         self._saved_notes = hosts.first(self._recover)
-        options = dict(create=True, enable_async_checkpointing=False)
-        self._resume = ocp.CheckpointManager(
-            self._workdir / "checkpoints",
-            item_handlers=ocp.StandardCheckpointHandler(),  # else the shapes cannot be read before a save or restore
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, **options),
+        self._resume = _manager(
+            self._workdir / "checkpoints", max_to_keep=keep_last, keep_period=keep_every_steps or None
         )
-        self._best = ocp.CheckpointManager(
+        self._best = _manager(
             self._workdir / "best",
-            item_handlers=ocp.StandardCheckpointHandler(),
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=average_best,
-                best_fn=lambda metrics: metrics["score"],
-                best_mode="min",
-                keep_checkpoints_without_metrics=False,
-                **options,
-            ),
+            max_to_keep=average_best,
+            best_fn=lambda metrics: metrics["score"],
+            best_mode="min",
+            keep_checkpoints_without_metrics=False,
         )
+        self._saver = Saver(self._resume)
 
     def _recover(self) -> dict[str, Any]:
         notes = recovery.recover_checkpoints(self._workdir, self._say) or {}
@@ -82,7 +80,7 @@ class Checkpoints:
         recovery.recover_candidates(self._workdir, newest, self._say)
         for name in ("checkpoints", "best"):
             # Not by Orbax: its thread may outlive a short run, and then fails with a traceback.
-            for unfinished in (self._workdir / name).glob(f"*{_UNFINISHED}*"):
+            for unfinished in (self._workdir / name).glob(f"*{UNFINISHED}*"):
                 unfinished.rmtree()
         return notes
 
@@ -151,38 +149,22 @@ class Checkpoints:
             )
 
     def save(self, state: TrainState) -> None:
-        """Save for resuming; a checkpoint of the same step is kept as it is.
+        """Save for resuming, in the background; a checkpoint of the same step is kept as it is.
 
         Raises:
-          OSError: it cannot be written; those before it are untouched.
+          OSError: it, or what was saved before it, cannot be written; those before are untouched.
         """
         step = int(state.step)
         if step not in self._resume.all_steps():
-            self._save(self._resume, step, state._asdict())
+            self._saver.start(self._resume, step, state._asdict(), self._notes)
 
-    def _save(self, manager: ocp.CheckpointManager, step: int, tree: Any, **options: Any) -> None:
-        safe, folder = self.latest_step(), manager.directory
-        with _no_traceback_of_orbax():
-            try:
-                args = ocp.args.StandardSave(tree)
-                if not manager.save(step, args=args, custom_metadata=recovery.origin(safe), **options):
-                    raise RuntimeError(
-                        f"{folder}: step {step} was not saved, there are later ones: {manager.all_steps()}"
-                    )
-                if step in manager.all_steps():  # a candidate can be the worst, and gone again
-                    hosts.first(lambda: write_manifest(folder / str(step), self._notes))
-            except (OSError, ValueError) as error:  # TensorStore raises ValueError
-                if (reason := files.system_error(error)) is None:
-                    raise
-                for unfinished in (folder / str(step), *folder.glob(f"{step}{_UNFINISHED}*")):
-                    _remove(unfinished)
-                trained = (
-                    f"nothing was saved before it: {files.remedy(reason)} and give the same command again"
-                    if safe is None
-                    else f"training up to step {safe} is safe in {self._resume.directory}: {files.remedy(reason)} and "
-                    "give the same command again to resume"
-                )
-                raise OSError(f"{folder}: step {step} cannot be saved ({reason.strerror}); {trained}") from error
+    def wait(self) -> None:
+        """Until everything is saved.
+
+        Raises:
+          OSError: it cannot be written; what was saved before is untouched.
+        """
+        self._saver.wait()
 
     def restore(self, template: TrainState) -> TrainState:
         """The newest checkpoint, placed and shaped as ``template``.
@@ -190,6 +172,7 @@ class Checkpoints:
         Raises:
           ValueError: it is of another model, or cannot be read.
         """
+        self.wait()
         self._check_shapes(template._asdict())
         with self._reading():
             args = ocp.args.StandardRestore(_abstract(template._asdict()))
@@ -208,12 +191,14 @@ class Checkpoints:
             ) from error
 
     def save_candidate(self, step: int, params: Any, score: float) -> None:
-        """Offer parameters; the ``average_best`` of the lowest scores are kept (of equals, the later).
+        """Offer parameters, saved in the background; of equal scores, the later are kept.
+
+        They are complete before the next checkpoint is begun, so that a run resumed from that has them.
 
         Raises:
-          OSError: they cannot be written; what was saved before is untouched.
+          OSError: they, or what was saved before them, cannot be written; those before are untouched.
         """
-        self._save(self._best, step, params, metrics={"score": score})
+        self._saver.start(self._best, step, params, self._notes, metrics={"score": score})
 
     def best_steps(self) -> list[int]:
         """Steps held for averaging, ascending."""
@@ -225,6 +210,7 @@ class Checkpoints:
         Raises:
           FileNotFoundError: nothing was offered yet, or nothing of it is good.
         """
+        self.wait()
         hosts.first(self._leave_out_damaged)
         self._best.reload()
         steps = self.best_steps()
@@ -252,62 +238,41 @@ class Checkpoints:
         return average, f"average of steps {self.best_steps()}"
 
     def close(self) -> None:
-        """Release both managers."""
-        with ExitStack() as both:
-            both.callback(self._best.close)
-            both.callback(self._resume.close)
+        """Wait until everything is saved, and release both managers.
+
+        Raises:
+          OSError: it cannot be written; what was saved before is untouched.
+        """
+        with self._released():
+            self.wait()
+
+    @contextmanager
+    def _released(self) -> Iterator[None]:
+        with ExitStack() as all_three:
+            all_three.callback(self._saver.close)
+            all_three.callback(self._best.close)
+            all_three.callback(self._resume.close)
+            yield
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
+        if kind is None:
             self.close()
-        except OSError:  # of a failed save's threads; that failure, with its advice, is on its way
-            if kind is None:
+            return
+        try:
+            with self._released():
+                self._saver.wait(alone=True)
+        except OSError:
+            # On a full disk other files fail too: what the save has to say is more. Else what is on its way is.
+            if issubclass(kind, OSError):
                 raise
 
 
-def _remove(folder: epath.Path) -> None:
-    """Removes a folder into which threads of a failed save may still write; what is left goes at the next opening."""
-    for _ in range(10):
-        try:
-            folder.rmtree(missing_ok=True)
-            return
-        except OSError:
-            time.sleep(0.1)
-
-
-@contextmanager
-def _no_traceback_of_orbax() -> Iterator[None]:
-    """Keep Orbax and TensorStore from printing tracebacks of what they raise as well."""
-    orbax, tasks, hook = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
-
-    def quieter(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    orbax.addFilter(_not_an_error)
-    # The first write that fails ends the event loop to which the others, in threads of their own, still report, and
-    # their folder goes. They may tell after the save, when the training is over: what keeps them quiet stays then.
-    tasks.addFilter(_not_an_error)
-    sys.unraisablehook = quieter
-    try:
-        yield
-    except BaseException:
-        warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)  # those not begun
-        orbax.addFilter(_not_of_a_removed_save)
-        raise
-    else:
-        tasks.removeFilter(_not_an_error)
-        sys.unraisablehook = hook
-    finally:
-        orbax.removeFilter(_not_an_error)
-
-
-def _not_of_a_removed_save(record: logging.LogRecord) -> bool:
-    return _UNFINISHED not in record.getMessage()
-
-
-def _not_an_error(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR
+def _manager(folder: epath.Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder,
+        item_handlers=ocp.StandardCheckpointHandler(),  # else the shapes cannot be read before a save or restore
+        options=ocp.CheckpointManagerOptions(async_options=ocp.AsyncOptions(barrier_sync_fn=barrier), **options),
+    )

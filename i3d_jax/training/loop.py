@@ -34,6 +34,10 @@ class TrainingConfig:
     gate open, so that its lowest WERs belong to checkpoints that skip nothing: it wants ``latest``."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints for resuming (one is written at every evaluation too)."""
+    keep_last: int = 2
+    """Newest checkpoints kept for resuming, at least 2: one is complete while the next is written."""
+    keep_every_steps: int = 0
+    """Checkpoints at its multiples are kept for good; 0: none. Itself a multiple of ``checkpoint_every_steps``."""
     max_bad_steps: int = 10
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops."""
     log_every_steps: int = 20
@@ -165,6 +169,7 @@ def fit(
         if stop(done):
             read()
             checkpoints.save(state)
+            checkpoints.wait()
             raise Preempted(f"ended on request after step {done}, which is saved; the same command resumes it")
     read()
     return state

@@ -56,7 +56,11 @@ def run(bad_steps, stop=lambda step: False):
             corpus=CORPUS,
             config=config,
             schedule=lambda step: 1.0,
-            checkpoints=SimpleNamespace(save=lambda s: saved.append(int(s.step)), save_candidate=lambda *_: None),
+            checkpoints=SimpleNamespace(
+                save=lambda s: saved.append(int(s.step)),
+                save_candidate=lambda *_: None,
+                wait=lambda: saved.append("complete"),
+            ),
             logger=logger,
             meter=Meter(CORPUS),
             evaluate=lambda *_: {"wer": 1.0},
@@ -90,5 +94,5 @@ def test_a_request_is_noted_and_ends_the_training_after_the_step():
 
         with pytest.raises(Preempted, match="after step 6, which is saved"):
             run([0] * 8, stop)
-    assert run.saved == [4, 6]
+    assert run.saved == [4, 6, "complete"]
     assert signal.getsignal(signal.SIGTERM) == before

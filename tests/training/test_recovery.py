@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from i3d_jax import manifest
-from i3d_jax.training import checkpoint as checkpoint_module
+from i3d_jax.training import recovery, saving
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.step import init_state
 from tests.damage import age, flip, largest
@@ -74,10 +74,10 @@ def test_any_damage_of_any_file_is_found(saved, data):
         path.write_bytes(whole[:position])
     try:
         with pytest.raises(manifest.Damaged):
-            checkpoint_module.recovery.check_step(folder)
+            recovery.check_step(folder)
     finally:
         path.write_bytes(whole)
-    assert checkpoint_module.recovery.check_step(folder) == {
+    assert recovery.check_step(folder) == {
         "tokenizer": "f" * 64,
         "data": {"digest": "d" * 64, "utterances": 10},
     }
@@ -251,14 +251,52 @@ def test_a_save_that_fails_leaves_what_was_saved_and_one_line(run, limit, kind):
     assert reopen(run)[0] == 6
 
 
-def test_no_manifest_no_checkpoint(run, monkeypatch):
+def save_candidate(checkpoints):
+    checkpoints.save_candidate(10, PARAMS, 1.0)
+
+
+@pytest.mark.parametrize(
+    "told", [Checkpoints.wait, Checkpoints.close, save_candidate, lambda checkpoints: checkpoints.restore(state_at(0))]
+)
+def test_no_manifest_no_checkpoint(told, run, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint_module, "write_manifest", full)
-    with (
-        Checkpoints(run, 2) as checkpoints,
-        pytest.raises(OSError, match=r"step 9 cannot be saved \(No space left on device\); training up to step 6"),
-    ):
-        checkpoints.save(state_at(9))
+    monkeypatch.setattr(saving, "write_manifest", full)
+    checkpoints = Checkpoints(run, 2)
+    checkpoints.save(state_at(9))
+    with pytest.raises(OSError, match=r"step 9 cannot be saved \(No space left on device\); training up to step 6"):
+        told(checkpoints)
+    checkpoints.close()  # told once
     assert reopen(run)[0] == 6
+
+
+@pytest.mark.parametrize(
+    "other, error, message",
+    [
+        (OSError(errno.ENOSPC, "log.jsonl"), OSError, r"step 9 cannot be saved \(No space left on device\)"),
+        (ValueError("diverged"), ValueError, "diverged"),
+    ],
+)
+def test_a_full_disk_is_told_by_the_save_and_not_by_what_fails_next(other, error, message, run, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(saving, "write_manifest", full)
+    with pytest.raises(error, match=message), Checkpoints(run, 2) as checkpoints:
+        checkpoints.save(state_at(9))
+        raise other
+    assert not (run / "checkpoints" / "9").exists()
+
+
+def test_what_is_kept_for_good_survives_a_recovery(tmp_path):
+    with Checkpoints(tmp_path, 2, keep_every_steps=3) as checkpoints:
+        for step in (3, 4, 5, 6):
+            checkpoints.save(state_at(step))
+    for step in (5, 6):
+        flip(largest(tmp_path / "checkpoints" / str(step)))
+    with Checkpoints(tmp_path, 2, keep_every_steps=3) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        for step in (4, 5, 6, 7):
+            checkpoints.save(state_at(step))
+    assert recovery.steps_in(tmp_path / "checkpoints") == [3, 6, 7]
