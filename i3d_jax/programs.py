@@ -3,7 +3,10 @@
 Ahead of time, nothing but the configuration is needed: neither data nor the devices, if there is a compiler for them.
 """
 
+import importlib.metadata
+import importlib.util
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +31,7 @@ from i3d_jax.types import Batch
 Program = Literal["train", "masked", "conditional"]
 
 _COLLECTIVE = re.compile(
-    r"= (?P<type>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r" = (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
 _ARRAY = re.compile(r"(pred|[a-z]+)(\d*)\[([\d,]*)\]")
 
@@ -161,6 +164,34 @@ def compile_ahead(
     return ProgramFigures(
         program_bytes(compiled), int(memory.argument_size_in_bytes), seconds, collectives(compiled.as_text())
     )
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """TPUs that are not here, to compile for: ``v5e:2x4``, ``v5p:2x2x2``. Computations of this process stay on the CPU.
+
+    Raises:
+      ModuleNotFoundError: libtpu is not installed.
+      ValueError: there is no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        versions = [r for r in importlib.metadata.requires("jax") or [] if r.startswith("libtpu")]
+        fitting = versions[0].partition(";")[0].strip() if versions else "libtpu"
+        raise ModuleNotFoundError(f"compiling for {name} needs libtpu: pip install '{fitting}'")
+    jax.config.update("jax_platforms", "cpu")
+    # What libtpu would ask the machine of a TPU.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ):
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # whatever libtpu makes of a name that it does not know
+        first = str(error).partition("\n")[0][:200]
+        raise ValueError(f"topology {name!r}: expected one such as v5e:2x4 or v5p:2x2x2 ({first})") from error
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:
