@@ -18,6 +18,7 @@ from i3d_jax.inference.report import Report, format_table, report_meta, write_re
 from i3d_jax.progress import log
 from i3d_jax.runner import find_dense_run, train
 from i3d_jax.split_evaluation import evaluate_run, load_split, spread
+from i3d_jax.training.profiling import parse_steps
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class TrainFlags:
     """Evaluate on the test split at the end, besides dev."""
     accept_changes: bool = False
     """Resume a run with other settings than it began with; they are named. Without, that is an error."""
+    profile_steps: str = ""
+    """FIRST:LAST: steps, counted as in the log, of which a trace is written to ``<workdir>/profile``."""
 
 
 def main(argv: list[str]) -> None:
     """Train, evaluate, report."""
     flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
+    profile = parse_steps(flags.profile_steps)
     hosts.start(config.parallel.coordinator, config.parallel.lost_after_seconds)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -42,7 +46,7 @@ def main(argv: list[str]) -> None:
     if flags.test:
         with hosts.first_alone("test"):
             load_split(config, "test")  # what is wrong with it is told now, not after the training
-    models = [(train(config, workdir, flags.accept_changes), config, workdir, "")]
+    models = [(train(config, workdir, flags.accept_changes, profile), config, workdir, "")]
     first = hosts.is_first()
     hosts.finish()
     if not first:

@@ -32,7 +32,9 @@ Program = Literal["train", "masked", "conditional"]
 
 _COLLECTIVE = re.compile(
     r" = (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r"(?P<rest>.*)"
 )
+_IN_LOOP = "/while/body/"
 _ARRAY = re.compile(r"(pred|[a-z]+)(\d*)\[([\d,]*)\]")
 
 
@@ -53,8 +55,7 @@ class ProgramFigures:
       bytes: memory: arguments, results and work space.
       argument_bytes: parameters, optimiser state and batch.
       compile_seconds: lowering and compiling, on this machine.
-      collectives: kind -> (number of them in the program, bytes of their results); what is within a loop over the
-        layers, counted once.
+      collectives: kind -> (number of them in one step, bytes of their results).
     """
 
     bytes: int
@@ -161,9 +162,8 @@ def compile_ahead(
     compiled = function.lower(*arguments).compile()
     seconds = time.monotonic() - begun
     memory = compiled.memory_analysis()
-    return ProgramFigures(
-        program_bytes(compiled), int(memory.argument_size_in_bytes), seconds, collectives(compiled.as_text())
-    )
+    told = collectives(compiled.as_text(), config.model.encoder.num_layers * config.parallel.accumulate)
+    return ProgramFigures(program_bytes(compiled), int(memory.argument_size_in_bytes), seconds, told)
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
@@ -194,12 +194,19 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         raise ValueError(f"topology {name!r}: expected one such as v5e:2x4 or v5p:2x2x2 ({first})") from error
 
 
-def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Collectives of a compiled program's text: kind -> (number, bytes of their results on each device)."""
+def collectives(program: str, rounds: int) -> dict[str, tuple[int, int]]:
+    """Collectives of a compiled program: kind -> (number, bytes of their results on each device).
+
+    Args:
+      program: its text.
+      rounds: of the loop over the layers, the only one that communicates.
+    """
     found: dict[str, tuple[int, int]] = {}
     for match in _COLLECTIVE.finditer(program):
+        times = rounds if _IN_LOOP in match["rest"] else 1
         count, size = found.get(match["kind"], (0, 0))
-        found[match["kind"]] = count + 1, size + sum(_bytes(*array) for array in _ARRAY.findall(match["type"]))
+        own = sum(_bytes(*array) for array in _ARRAY.findall(match["type"]))
+        found[match["kind"]] = count + times, size + times * own
     return dict(sorted(found.items()))
 
 

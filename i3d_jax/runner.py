@@ -34,6 +34,7 @@ from i3d_jax.training.loop import TrainingDiverged, fit
 from i3d_jax.training.meter import Meter, step_flops
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from i3d_jax.training.preemption import Preemption
+from i3d_jax.training.profiling import traced
 from i3d_jax.training.recovery import steps_in
 from i3d_jax.training.sharding import Parallel
 from i3d_jax.training.step import init_state
@@ -168,13 +169,16 @@ def global_stats(config: ExperimentConfig, corpus: Corpus) -> GlobalStats:
     return finish_stats(total)
 
 
-def train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False) -> Recognizer:
+def train(
+    config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False, profile: range | None = None
+) -> Recognizer:
     """Train a run, or resume it, up to its final model; a finished run is only loaded.
 
     Args:
       config: the experiment.
       workdir: run directory.
       accept_changes: go on with a run of other settings, which are named, instead of refusing them.
+      profile: steps, counted from 1, of which a trace is written to ``<workdir>/profile``.
 
     Raises:
       ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good, or
@@ -184,10 +188,10 @@ def train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = 
     workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held, hosts.lost_process_named(workdir):
         hosts.first(lambda: bool(held.enter_context(FolderLock(workdir, say=log))))
-        return _train(config, workdir, accept_changes)
+        return _train(config, workdir, accept_changes, profile)
 
 
-def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -> Recognizer:
+def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool, profile: range | None) -> Recognizer:
     hosts.check_same({"the configuration": hashlib.sha256(repr(config).encode()).hexdigest()})
     hosts.first(lambda: _claim(config, workdir, accept_changes))
     if hosts.first(lambda: is_finished(workdir)):
@@ -198,7 +202,7 @@ def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) 
     with Checkpoints(
         workdir, training.average_best, training.keep_last, training.keep_every_steps, say=log
     ) as checkpoints:
-        final = _fit(config, workdir, dense, checkpoints)
+        final = _fit(config, workdir, dense, checkpoints, profile)
     hosts.first(lambda: final.save(workdir / "model"))
     return load(workdir)
 
@@ -252,7 +256,11 @@ def _check_start(
 
 
 def _fit(
-    config: ExperimentConfig, workdir: epath.Path, dense: Recognizer | None, checkpoints: Checkpoints
+    config: ExperimentConfig,
+    workdir: epath.Path,
+    dense: Recognizer | None,
+    checkpoints: Checkpoints,
+    profile: range | None,
 ) -> Recognizer:
     tokenizer_path = workdir / "tokenizer.model"
     tokenizer = dense.tokenizer if dense else Tokenizer.load(tokenizer_path) if tokenizer_path.exists() else None
@@ -309,7 +317,7 @@ def _fit(
         state = fit(
             state,
             CompiledStep(step, member, len(data.planner.buckets), logger.message),
-            parallel.prefetch(batches, config.batching.device_prefetch),
+            traced(parallel.prefetch(batches, config.batching.device_prefetch), profile, workdir / "profile"),
             planner=data.planner,
             corpus=data.train,
             config=config.training,

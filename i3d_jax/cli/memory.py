@@ -60,8 +60,8 @@ def largest_batch(
 ) -> tuple[BatchShape, ProgramFigures]:
     """The largest batch whose training step fits, and the compiler's figures for it.
 
-    Memory grows almost linearly with the rows: two sizes are compiled, then what the line through them promises, and
-    less if that does not fit.
+    Memory grows almost linearly with the rows: two sizes are compiled, then what the line through them promises, and so
+    on between the largest that fits and the smallest that does not, as far as lines promise more.
 
     Args:
       config: the experiment.
@@ -83,11 +83,21 @@ def largest_batch(
 
     if size(1) > budget:
         return replace(shape, rows=0), tried[1]
-    slope = max(size(2) - size(1), 1)
-    count = 1 + math.floor((budget - size(1)) / slope)
-    while count > 1 and (excess := size(count) - budget) > 0:
-        count = max(1, count - math.ceil(excess / slope))
-    return replace(shape, rows=count * multiple), tried[count]
+    low, high = 1, 2
+    while True:
+        slope = (size(high) - size(low)) / (high - low)
+        guess = low + math.floor((budget - size(low)) / slope)
+        if size(high) <= budget:
+            if guess <= high:
+                break
+            low, high = high, guess
+        elif guess == low:
+            return replace(shape, rows=low * multiple), tried[low]
+        elif size(guess) <= budget:
+            low = guess
+        else:
+            high = guess
+    return replace(shape, rows=high * multiple), tried[high]
 
 
 if __name__ == "__main__":
