@@ -50,12 +50,14 @@ def make_state() -> TrainState:
 
 def measure(state: TrainState) -> dict[str, float]:
     """Parameters, bytes on disk, median seconds of three times."""
-    saves, restores = [], []
+    pauses, saves, restores = [], [], []
     with tempfile.TemporaryDirectory() as place, Checkpoints(epath.Path(place), average_best=1) as checkpoints:
         for step in (1, 2, 3):
             state = state._replace(step=jnp.int32(step))
             start = time.perf_counter()
             checkpoints.save(state)
+            pauses.append(time.perf_counter() - start)
+            checkpoints.wait()
             saves.append(time.perf_counter() - start)
             start = time.perf_counter()
             jax.block_until_ready(checkpoints.restore(state))
@@ -65,6 +67,7 @@ def measure(state: TrainState) -> dict[str, float]:
     return {
         "parameters": count,
         "bytes": size,
+        "pause_s": statistics.median(pauses),
         "save_s": statistics.median(saves),
         "restore_s": statistics.median(restores),
     }
@@ -87,8 +90,8 @@ def main() -> None:
     found = measure(make_state())
     print(
         f"{found['parameters'] / 1e6:.1f} M parameters, {found['bytes'] / 1e6:.0f} MB "
-        f"({found['bytes'] / found['parameters']:.2f} bytes a parameter), saved in {found['save_s']:.1f} s, "
-        f"restored in {found['restore_s']:.1f} s\n"
+        f"({found['bytes'] / found['parameters']:.2f} bytes a parameter), training held up for "
+        f"{found['pause_s']:.2f} s, saved in {found['save_s']:.1f} s, restored in {found['restore_s']:.1f} s\n"
     )
     print(
         "| devices | hours of a device (assumed) | hours between interruptions | minutes between checkpoints | lost |"

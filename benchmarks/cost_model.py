@@ -3,7 +3,7 @@
 Command: ``python benchmarks/cost_model.py AHEAD.json [--json FILE]`` with the figures that ``compile_ahead.py --json``
 wrote. Nothing is run. For a step of 96 rows of 16 s, all branches computed:
 
-    compute   model FLOPs / (devices x peak)          3 x forward; 4 x with remat=full
+    compute   model FLOPs / (devices x peak)          3 x forward; what remat computes again is left out
     memory    (2 x work space + 28 bytes x parameters) / bandwidth      every activation written and read once; Adam
     network   2 (n - 1) / n x bytes of the gradients / bandwidth of the links      a ring; nothing overlaps
     at best   max(compute, memory) + network

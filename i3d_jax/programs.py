@@ -31,7 +31,7 @@ from i3d_jax.types import Batch
 Program = Literal["train", "masked", "conditional"]
 
 _COLLECTIVE = re.compile(
-    r" = (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r" = (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
     r"(?P<rest>.*)"
 )
 _IN_LOOP = "/while/body/"
@@ -55,13 +55,14 @@ class ProgramFigures:
       bytes: memory: arguments, results and work space.
       argument_bytes: parameters, optimiser state and batch.
       compile_seconds: lowering and compiling, on this machine.
-      collectives: kind -> (number of them in one step, bytes of their results).
+      collectives: kind -> (number of them in one step, bytes of their results); None where loops other than one over
+        the layers may communicate: with intermediate CTC losses, or a batch in parts.
     """
 
     bytes: int
     argument_bytes: int
     compile_seconds: float
-    collectives: Mapping[str, tuple[int, int]]
+    collectives: Mapping[str, tuple[int, int]] | None
 
 
 def member_of(config: ExperimentConfig) -> Member:
@@ -162,8 +163,10 @@ def compile_ahead(
     compiled = function.lower(*arguments).compile()
     seconds = time.monotonic() - begun
     memory = compiled.memory_analysis()
-    told = collectives(compiled.as_text(), config.model.encoder.num_layers * config.parallel.accumulate)
-    return ProgramFigures(program_bytes(compiled), int(memory.argument_size_in_bytes), seconds, told)
+    held = int(memory.argument_size_in_bytes) if memory else 0
+    one_loop = not config.loss.interctc_layers and config.parallel.accumulate == 1
+    told = collectives(compiled.as_text(), config.model.encoder.num_layers) if one_loop else None
+    return ProgramFigures(program_bytes(compiled), held, seconds, told)
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
@@ -205,7 +208,12 @@ def collectives(program: str, rounds: int) -> dict[str, tuple[int, int]]:
     for match in _COLLECTIVE.finditer(program):
         times = rounds if _IN_LOOP in match["rest"] else 1
         count, size = found.get(match["kind"], (0, 0))
-        own = sum(_bytes(*array) for array in _ARRAY.findall(match["type"]))
+        arrays = _ARRAY.findall(match["type"])
+        if match["start"]:  # of an asynchronous one operands come first; reductions have results alone
+            arrays = {"all-gather": arrays[len(arrays) // 2 :], "collective-permute": arrays[1:2]}.get(
+                match["kind"], arrays
+            )
+        own = sum(_bytes(*array) for array in arrays)
         found[match["kind"]] = count + times, size + times * own
     return dict(sorted(found.items()))
 

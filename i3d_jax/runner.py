@@ -326,7 +326,11 @@ def _fit(
             schedule=learning_rate_schedule(config.optimizer, total_steps),
             checkpoints=checkpoints,
             logger=logger,
-            meter=Meter(data.train, step_flops(model, config.frontend, data.train), peak_flops(jax.devices())),
+            meter=Meter(
+                data.train,
+                step_flops(model, config.frontend, data.train, 1 + len(config.loss.interctc_layers)),
+                peak_flops(jax.devices()),
+            ),
             evaluate=partial(dev_metrics, config, data.dev, candidate, parallel, logger),
             stop=preemption.asked,
         )

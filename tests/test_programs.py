@@ -4,9 +4,11 @@ import importlib.util
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
 from i3d_jax.cli import memory
+from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.experiment import load_config
 from i3d_jax.programs import BatchShape, ProgramFigures, abstract, collectives, compile_ahead, topology_devices
 from i3d_jax.training.sharding import ParallelConfig
@@ -21,7 +23,7 @@ def test_collectives_are_counted_with_the_size_of_their_results():
       %e = f32[4]{0} add(%all-reduce.3, %p)
     """
     assert collectives(text, 3) == {
-        "all-gather": (1, 4 * 2 * 2 + 8 * 4),
+        "all-gather": (1, 8 * 4),
         "all-reduce": (3 + 1, 3 * 36 * 256 * 768 * 4 + 16),
     }
 
@@ -47,6 +49,7 @@ def test_programs_are_made_without_data():
         (lambda rows: 100 + 10 * rows, 1000, 88),  # 90 fit, in eights
         (lambda rows: 100 + 10 * rows, 180, 8),
         (lambda rows: 100 + 10 * rows, 179, 0),
+        (lambda rows: 100 + 80 * rows, 1000, 8),  # 16 are refused
         (lambda rows: 100 + 10 * rows + rows**2 // 10, 1000, 56),  # the line promises too much
     ],
 )
@@ -55,6 +58,8 @@ def test_the_largest_batch_that_fits(memory_of, budget, rows, monkeypatch):
 
     def compiled(config, program, shape, devices):
         tried.append(shape.rows)
+        if memory_of(shape.rows) > 1200:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: it is too much")
         return ProgramFigures(memory_of(shape.rows), 1, 0.0, {})
 
     monkeypatch.setattr(memory, "compile_ahead", compiled)
@@ -70,7 +75,12 @@ def test_the_memory_command_prints_what_to_set(monkeypatch, capsys):
     monkeypatch.setattr(memory, "compile_ahead", lambda *a: ProgramFigures(a[2].rows * 10**8, 10**7, 0.0, {}))
     memory.main(["--config=tests/tiny_config.py", "--gigabytes=2.0", "--seconds=1.5"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[1:3] for line in lines[3:]] == [["16", "24"]] * 3
+    # 1.5 s slowed down by 0.9, rounded up to a tenth: what the plan of such recordings makes.
+    assert "rows of 1.7 s" in lines[0]
+    assert [line.split(" | ")[1:3] for line in lines[3:]] == [["16", "28"]] * 3
+    config = load_config("tests/tiny_config.py")
+    planner = BatchPlanner(np.array([24000]), np.array([1]), config.batching, speeds=config.augment.speeds)
+    assert planner.buckets[-1].num_samples == memory.longest_row(config, 1.5) * 16000
     with pytest.raises(ValueError, match="--gigabytes=0"):
         memory.main(["--config=tests/tiny_config.py", "--gigabytes=0"])
 

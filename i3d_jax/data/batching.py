@@ -225,8 +225,7 @@ class BatchPlanner:
 
     def _choose_edges(self, lengths: Iterable[np.ndarray], longest: int, epochs: int) -> np.ndarray:
         """Lengths of at most ``num_buckets`` buckets, with the least padded audio for the rows of so many epochs."""
-        quantum = max(self.sample_rate // 10, 1)
-        quantum *= -(-longest // (quantum * _MAX_EDGES))
+        quantum = _quantum(longest, self.sample_rate)
         histogram = np.zeros(-(-longest // quantum) + 1, np.int64)
         for part in lengths:
             histogram += np.bincount(-(-part // quantum), minlength=len(histogram))
@@ -266,6 +265,18 @@ class _Rows(NamedTuple):
     starts: np.ndarray
     lengths: np.ndarray
     rng: np.random.Generator
+
+
+def _quantum(longest: int, sample_rate: int) -> int:
+    """Samples of which the lengths of buckets are multiples: a tenth of a second, or as many as keep them few."""
+    tenth = max(sample_rate // 10, 1)
+    return tenth * -(-longest // (tenth * _MAX_EDGES))
+
+
+def longest_bucket(longest: int, sample_rate: int) -> int:
+    """Samples of the longest bucket of a plan whose longest row has so many."""
+    quantum = _quantum(longest, sample_rate)
+    return -(-longest // quantum) * quantum
 
 
 def _greedy_starts(lengths: list[int], wanted: list[float], left: float) -> tuple[list[int], float]:

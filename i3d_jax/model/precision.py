@@ -135,4 +135,4 @@ class Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         rows = x.reshape(-1, x.shape[-1])
         y = product("rk,kn->rn", rows, kernel, self.precision) + bias[None]
-        return checkpoint_name(y.reshape(*x.shape[:-1], -1).astype(self.output or self.precision), DENSE)
+        return checkpoint_name(y.reshape(*x.shape[:-1], self.features).astype(self.output or self.precision), DENSE)

@@ -264,9 +264,9 @@ class Checkpoints:
         try:
             with self._released():
                 self._saver.wait(alone=True)
-        except OSError:
+        except Exception as error:
             # On a full disk other files fail too: what the save has to say is more. Else what is on its way is.
-            if issubclass(kind, OSError):
+            if isinstance(error, OSError) and issubclass(kind, OSError):
                 raise
 
 

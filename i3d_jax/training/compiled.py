@@ -21,7 +21,7 @@ class CompiledStep:
       say: told what was compiled, a line for each program.
 
     Attributes:
-      programs: batch size and samples -> compiled program.
+      programs: shapes of waveforms and of labels, in a row -> compiled program.
       seconds: spent compiling so far.
     """
 

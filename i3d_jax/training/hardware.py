@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 # Dense bfloat16 FLOP/s of one chip, from the vendors' data sheets; the longest name that a device's kind holds counts.
 _PEAK = {
-    "TPU v3": 123e12,
     "TPU v4": 275e12,
     "TPU v5": 459e12,  # as JAX calls the v5p
     "TPU v5p": 459e12,
@@ -18,7 +17,6 @@ _PEAK = {
     "TPU v5e": 197e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
-    "V100": 125e12,
     "A100": 312e12,
     "H100": 989e12,
     "H200": 989e12,
@@ -27,17 +25,16 @@ _PEAK = {
 _MEASURED_SIZE = 1024
 
 
-def peak_flops(devices: Sequence[jax.Device]) -> float:
-    """FLOP/s of all devices together: the data sheet's bfloat16 figure, or that of a matrix product measured here.
+def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+    """FLOP/s of all devices together: the data sheet's bfloat16 figure; None for an accelerator that is not known.
 
-    The devices of a CPU are parts of one machine: together they have what one of them measures.
+    On CPUs that of a float32 matrix product measured here: the devices of all processes are taken for one machine.
     """
     kind = devices[0].device_kind
     known = [name for name in _PEAK if name in kind]
     if known:
         return _PEAK[max(known, key=len)] * len(devices)
-    own = _measure(next(device for device in devices if device.process_index == jax.process_index()))
-    return own if devices[0].platform == "cpu" else own * len(devices)
+    return _measure(jax.local_devices()[0]) if devices[0].platform == "cpu" else None
 
 
 def _measure(device: jax.Device) -> float:

@@ -12,7 +12,7 @@ from i3d_jax.audio.io import num_samples_after_speed
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.model.asr import ASRModel
-from i3d_jax.model.flops import count_flops
+from i3d_jax.model.flops import count_flops_by_part
 from i3d_jax.training.compiled import compilations
 from i3d_jax.training.hardware import peak_memory
 from i3d_jax.training.step import StepMetrics
@@ -22,8 +22,12 @@ _Item = TypeVar("_Item")
 _BACKWARD = 2.0  # FLOPs of the gradients of a product, in its own
 
 
-def step_flops(model: ASRModel, frontend: FrontendConfig, corpus: Corpus) -> Callable[[PlannedBatch], float]:
+def step_flops(
+    model: ASRModel, frontend: FrontendConfig, corpus: Corpus, heads: int = 1
+) -> Callable[[PlannedBatch], float]:
     """Model FLOPs of training on a batch: forward and backward of every branch, on the frames that are no padding.
+
+    ``heads`` counts how often the CTC head is computed: once, and for each intermediate loss.
 
     What is computed again to save memory is not counted (the convention of MFU, arXiv 2204.02311, appendix B).
     """
@@ -35,14 +39,14 @@ def step_flops(model: ASRModel, frontend: FrontendConfig, corpus: Corpus) -> Cal
             own = planned.speeds == speed
             after = num_samples_after_speed(lengths[planned.indices[own]], float(speed))
             np.add.at(samples, planned.rows[own], after)
-        forward = count_flops(
+        forward = count_flops_by_part(
             model.config,
             num_mels=model.num_mels,
             vocab_size=model.vocab_size,
             num_frames=num_frames(frontend, samples),
             executed=None,
         )
-        return (1 + _BACKWARD) * float(forward.sum())
+        return (1 + _BACKWARD) * float((forward.total + (heads - 1) * forward.ctc_head).sum())
 
     return flops
 
@@ -52,13 +56,15 @@ class Meter:
 
     Args:
       corpus: the training corpus, for lengths.
-      flops: of the training step on a batch; None leaves the MFU out.
-      peak: FLOP/s of all devices.
+      flops: of the training step on a batch.
+      peak: FLOP/s of all devices; None leaves the MFU out.
     """
 
-    def __init__(self, corpus: Corpus, flops: Callable[[PlannedBatch], float] | None = None, peak: float = 1.0) -> None:
+    def __init__(
+        self, corpus: Corpus, flops: Callable[[PlannedBatch], float] | None = None, peak: float | None = None
+    ) -> None:
         self._corpus, self._flops_of, self._peak = corpus, flops, peak
-        compilations()  # counts from here
+        self._compiled_before = compilations()
         self.reset()
 
     def reset(self) -> None:
@@ -114,7 +120,7 @@ class Meter:
             "grad_norm": float(np.mean(self._grad_norms)),
             "audio_per_second": self._audio_seconds / seconds,
             "input_wait": self._waited / seconds,
-            **({"mfu": self._flops / seconds / self._peak} if self._flops_of else {}),
+            **({"mfu": self._flops / seconds / self._peak} if self._peak else {}),
             "memory_gb": peak_memory() / 1e9,
-            "compilations": compilations(),
+            "compilations": compilations() - self._compiled_before,
         }

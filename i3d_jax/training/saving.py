@@ -54,6 +54,7 @@ class Saver:
 
         Raises:
           OSError: this one or the one before it cannot be written; those before are untouched.
+          RuntimeError: there are later steps.
         """
         self.wait()
         safe = self._resume.latest_step()
@@ -159,10 +160,10 @@ def _no_traceback_of_orbax() -> Iterator[None]:
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
-    orbax.addFilter(_not_an_error)
+    orbax.addFilter(_not_an_error_of_orbax)
     # The first write that fails ends the event loop to which the others, in threads of their own, still report, and
     # their folder goes. They may tell after the save, when the training is over: what keeps them quiet stays then.
-    tasks.addFilter(_not_an_error)
+    tasks.addFilter(_not_an_error_of_orbax)
     sys.unraisablehook = quieter
     try:
         yield
@@ -171,8 +172,8 @@ def _no_traceback_of_orbax() -> Iterator[None]:
         orbax.addFilter(_not_of_a_removed_save)
         raise
     else:
-        orbax.removeFilter(_not_an_error)
-        tasks.removeFilter(_not_an_error)
+        orbax.removeFilter(_not_an_error_of_orbax)
+        tasks.removeFilter(_not_an_error_of_orbax)
         sys.unraisablehook = hook
 
 
@@ -180,5 +181,6 @@ def _not_of_a_removed_save(record: logging.LogRecord) -> bool:
     return UNFINISHED not in record.getMessage()
 
 
-def _not_an_error(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR
+def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:
+    told = f"{record.pathname} {record.getMessage()} {record.exc_info}"
+    return record.levelno < logging.ERROR or not any(name in told for name in ("orbax", "tensorstore"))

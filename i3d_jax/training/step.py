@@ -88,7 +88,7 @@ def make_train_step(
 
     Args:
       model: what is trained.
-      config: front end, augmentation, losses, seed, parts of a batch.
+      config: front end, augmentation, losses, parts of a batch, what is computed again.
       optimizer: its state is part of the training state.
       stats: of global normalisation.
       gather: makes parameters that are split over devices whole, where they are used.

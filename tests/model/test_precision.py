@@ -119,7 +119,9 @@ def test_remat_changes_no_gradient():
 
     def gradient(remat):
         def objective(params):
-            output = model("float32").apply(params, FEATURES, MASK, GumbelSoftmax(1.0), gate_keys=keys, remat=remat)
+            output = model("float32").apply(
+                params, FEATURES, MASK, GumbelSoftmax(1.0), gate_keys=keys, dropout_keys=keys, remat=remat
+            )
             return jnp.square(output.logits).mean()
 
         return jax.jit(jax.grad(objective))(params)
@@ -129,8 +131,10 @@ def test_remat_changes_no_gradient():
         jax.tree.map(lambda a, b: close(a, b), gradient(remat), expected)
 
 
-def test_boolean_gates_still_skip():
+def test_nothing_of_a_closed_branch_comes_through():
     params = PARAMS()
-    closed = jax.jit(lambda params: model("bfloat16").apply(params, FEATURES, MASK, Threshold(1.0)))(params)
-    assert not closed.gates.any()
-    assert jnp.isfinite(jnp.where(closed.mask[..., None], closed.logits, 0)).all()
+    run = jax.jit(lambda params: model("bfloat16").apply(params, FEATURES, MASK, Threshold(1.0)))
+    closed = run(params)
+    assert not closed.gates.any() and jnp.abs(closed.logits).max() > 0
+    poisoned = params | {"layers": jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), params["layers"])}
+    np.testing.assert_array_equal(run(poisoned).logits, closed.logits)

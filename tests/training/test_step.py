@@ -20,13 +20,15 @@ from i3d_jax.training.sharding import Parallel, ParallelConfig, mesh_shape
 from i3d_jax.training.step import Member, StepConfig, init_state, make_train_step
 from i3d_jax.types import Batch
 
+LOSS = LossConfig(utility_weight=2.0)
 
-def build(predictor="global", loss=LossConfig(utility_weight=2.0), width=16, accumulate=1, parallel=None, lr=1e-2):  # noqa: B008
+
+def build(predictor="global", loss=LOSS, width=16, accumulate=1, parallel=None, lr=1e-2, remat="none"):
     encoder = EncoderConfig(num_layers=2, d_model=width, num_heads=2, ffn_dim=2 * width)
     config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor))
     model = ASRModel(config, 80, 7)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=lr, warmup_steps=5), 100)
-    config = StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), loss, accumulate)
+    config = StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), loss, accumulate, remat)
     state = init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
     member = Member(np.uint32(0), np.float32(loss.utility_weight), np.float32(1.0))
     step = make_train_step(model, config, optimizer, gather=parallel and parallel.gather)
@@ -76,7 +78,8 @@ def trajectories():
         if key not in made:
             parallel = mesh(devices, **(config or {}), accumulate=accumulate)
             lr = 1e-2 if activation == "smooth" else 2e-3
-            step, state = build(predictor, width=64, accumulate=accumulate, parallel=parallel, lr=lr)
+            remat = "full" if accumulate > 1 else "none"
+            step, state = build(predictor, width=64, accumulate=accumulate, parallel=parallel, lr=lr, remat=remat)
             losses = []
             for i in range(20):
                 state, metrics = step(state, parallel.put_batch(make_batch(i)))
