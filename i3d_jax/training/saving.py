@@ -9,6 +9,7 @@ What fails in the thread is raised by the next ``start`` or ``wait``, in every p
 import concurrent.futures
 import logging
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -134,21 +135,30 @@ def barrier(**options: Any) -> None:
 
 
 def _settle(manager: ocp.CheckpointManager) -> None:
-    """Waits for the threads of a failed save; what each of them raises, once, is known already."""
+    """Waits for the threads of a failed save; what each of them raises, once, is known already.
+
+    The manager gives up with the first that fails, while the others still make folders and files.
+    """
     for _ in range(5):
         with suppress(Exception):
             manager.close()
-            return
+            break
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            with suppress(Exception):
+                thread.join(timeout=60)
 
 
 def _remove(folder: epath.Path) -> None:
-    """Removes a folder into which threads of a failed save may still write; what is left goes at the next opening."""
-    for _ in range(10):
-        try:
+    """Removes a folder into which TensorStore, whose threads cannot be waited for, may still write a little."""
+    gone = 0
+    for _ in range(100):
+        with suppress(OSError):  # not empty: written to meanwhile
+            gone = 0 if folder.exists() else gone + 1
+            if gone == 3:
+                return
             folder.rmtree(missing_ok=True)
-            return
-        except OSError:
-            time.sleep(0.1)
+        time.sleep(0.1)
 
 
 @contextmanager
