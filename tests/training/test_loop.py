@@ -9,7 +9,7 @@ import pytest
 
 from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus, Utterance
-from i3d_jax.training.loop import TrainingConfig, TrainingDiverged, fit
+from i3d_jax.training.loop import Run, TrainingConfig, TrainingDiverged, fit
 from i3d_jax.training.losses import LossTotals
 from i3d_jax.training.meter import Meter
 from i3d_jax.training.preemption import Preempted, Preemption
@@ -61,9 +61,7 @@ def run(bad_steps, stop=lambda step: False):
                 save_candidate=lambda *_: None,
                 wait=lambda: saved.append("complete"),
             ),
-            logger=logger,
-            meter=Meter(CORPUS),
-            evaluate=lambda *_: {"wer": 1.0},
+            runs=[Run(logger, Meter(CORPUS), lambda *_: {"wer": 1.0})],
             stop=stop,
         )
     finally:
