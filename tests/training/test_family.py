@@ -35,7 +35,8 @@ def programs():
         optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=5), 100)
         config = StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), LossConfig())
         step = make_train_step(model, config, optimizer)
-        params = [jax.jit(model.init)(jax.random.key(seed)) for seed, _ in MEMBERS]
+        init = jax.jit(model.init)
+        params = [init(jax.random.key(seed)) for seed, _ in MEMBERS]
         parallel = Parallel.over_devices(ParallelConfig(), 8, jax.devices()[:1])
         state = STACKED.init_state(params, optimizer)
         members = STACKED.join([arguments(*member) for member in MEMBERS])
