@@ -20,6 +20,7 @@ from i3d_jax.inference.report import Report, format_table, report_meta, write_re
 from i3d_jax.progress import log
 from i3d_jax.runner import find_dense_run, train, train_family
 from i3d_jax.split_evaluation import evaluate_run, load_split, spread
+from i3d_jax.training.profiling import parse_steps
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,14 @@ class TrainFlags:
     """Evaluate on the test split at the end, besides dev."""
     accept_changes: bool = False
     """Resume a run with other settings than it began with; they are named. Without, that is an error."""
+    profile_steps: str = ""
+    """FIRST:LAST: steps, counted as in the log, of which a trace is written to ``<workdir>/profile``."""
 
 
 def main(argv: list[str]) -> None:
     """Train, evaluate, report."""
     flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
+    profile = parse_steps(flags.profile_steps)
     hosts.start(config.parallel.coordinator, config.parallel.lost_after_seconds)
     if jax.default_backend() == "cpu":
         keep_freed_memory()
@@ -46,9 +50,9 @@ def main(argv: list[str]) -> None:
             load_split(config, "test")  # what is wrong with it is told now, not after the training
     family = members(config, workdir)
     if len(family) > 1:
-        models = train_family(config, workdir, flags.accept_changes)
+        models = train_family(config, workdir, flags.accept_changes, profile)
     else:
-        models = [train(config, workdir, flags.accept_changes)]
+        models = [train(config, workdir, flags.accept_changes, profile)]
     first = hosts.is_first()
     hosts.finish()
     if not first:

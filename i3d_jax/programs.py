@@ -3,7 +3,10 @@
 Ahead of time, nothing but the configuration is needed: neither data nor the devices, if there is a compiler for them.
 """
 
+import importlib.metadata
+import importlib.util
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -28,8 +31,10 @@ from i3d_jax.types import Batch
 Program = Literal["train", "masked", "conditional"]
 
 _COLLECTIVE = re.compile(
-    r"= (?P<type>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r" = (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+    r"(?P<rest>.*)"
 )
+_IN_LOOP = "/while/body/"
 _ARRAY = re.compile(r"(pred|[a-z]+)(\d*)\[([\d,]*)\]")
 
 
@@ -50,8 +55,7 @@ class ProgramFigures:
       bytes: memory: arguments, results and work space.
       argument_bytes: parameters, optimiser state and batch.
       compile_seconds: lowering and compiling, on this machine.
-      collectives: kind -> (number of them in the program, bytes of their results); what is within a loop over the
-        layers, counted once.
+      collectives: kind -> (number of them in one step, bytes of their results).
     """
 
     bytes: int
@@ -158,17 +162,51 @@ def compile_ahead(
     compiled = function.lower(*arguments).compile()
     seconds = time.monotonic() - begun
     memory = compiled.memory_analysis()
-    return ProgramFigures(
-        program_bytes(compiled), int(memory.argument_size_in_bytes), seconds, collectives(compiled.as_text())
-    )
+    told = collectives(compiled.as_text(), config.model.encoder.num_layers * config.parallel.accumulate)
+    return ProgramFigures(program_bytes(compiled), int(memory.argument_size_in_bytes), seconds, told)
 
 
-def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Collectives of a compiled program's text: kind -> (number, bytes of their results on each device)."""
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """TPUs that are not here, to compile for: ``v5e:2x4``, ``v5p:2x2x2``. Computations of this process stay on the CPU.
+
+    Raises:
+      ModuleNotFoundError: libtpu is not installed.
+      ValueError: there is no such topology.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        versions = [r for r in importlib.metadata.requires("jax") or [] if r.startswith("libtpu")]
+        fitting = versions[0].partition(";")[0].strip() if versions else "libtpu"
+        raise ModuleNotFoundError(f"compiling for {name} needs libtpu: pip install '{fitting}'")
+    jax.config.update("jax_platforms", "cpu")
+    # What libtpu would ask the machine of a TPU.
+    for variable, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_ACCELERATOR_TYPE", "v5litepod-8"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+    ):
+        os.environ.setdefault(variable, value)
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name).devices)
+    except Exception as error:  # whatever libtpu makes of a name that it does not know
+        first = str(error).partition("\n")[0][:200]
+        raise ValueError(f"topology {name!r}: expected one such as v5e:2x4 or v5p:2x2x2 ({first})") from error
+
+
+def collectives(program: str, rounds: int) -> dict[str, tuple[int, int]]:
+    """Collectives of a compiled program: kind -> (number, bytes of their results on each device).
+
+    Args:
+      program: its text.
+      rounds: of the loop over the layers, the only one that communicates.
+    """
     found: dict[str, tuple[int, int]] = {}
     for match in _COLLECTIVE.finditer(program):
+        times = rounds if _IN_LOOP in match["rest"] else 1
         count, size = found.get(match["kind"], (0, 0))
-        found[match["kind"]] = count + 1, size + sum(_bytes(*array) for array in _ARRAY.findall(match["type"]))
+        own = sum(_bytes(*array) for array in _ARRAY.findall(match["type"]))
+        found[match["kind"]] = count + times, size + times * own
     return dict(sorted(found.items()))
 
 

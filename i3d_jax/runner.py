@@ -36,6 +36,7 @@ from i3d_jax.training.loop import Run, TrainingDiverged, fit
 from i3d_jax.training.meter import Meter, step_flops
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from i3d_jax.training.preemption import Preemption
+from i3d_jax.training.profiling import traced
 from i3d_jax.training.recovery import steps_in
 from i3d_jax.training.sharding import Parallel
 from i3d_jax.training.summaries import RunLogger, SilentLogger
@@ -166,24 +167,31 @@ def global_stats(config: ExperimentConfig, corpus: Corpus) -> GlobalStats:
     return finish_stats(total)
 
 
-def train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False) -> Recognizer:
+def train(
+    config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False, profile: range | None = None
+) -> Recognizer:
     """Train a run, or resume it, up to its final model; a finished run is only loaded.
 
     Args:
       config: the experiment.
       workdir: run directory.
       accept_changes: go on with a run of other settings, which are named, instead of refusing them.
+      profile: steps, counted from 1, of which a trace is written to ``<workdir>/profile``.
 
     Raises:
-      ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good, or
-        another process trains there.
+      ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good,
+        another process trains there, or the configuration is of several members.
       OSError: the folder cannot be written, or one of several processes that train together was lost.
     """
-    (model,) = train_family(config, workdir, accept_changes)
+    if config.family.size > 1:
+        raise ValueError(f"{config.name} is a family of {config.family.size}: train_family trains it")
+    (model,) = train_family(config, workdir, accept_changes, profile)
     return model
 
 
-def train_family(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False) -> list[Recognizer]:
+def train_family(
+    config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False, profile: range | None = None
+) -> list[Recognizer]:
     """As `train`, of all members of a family in one program; a run alone is a family of one.
 
     Returns:
@@ -192,10 +200,12 @@ def train_family(config: ExperimentConfig, workdir: epath.Path, accept_changes: 
     workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held, hosts.lost_process_named(workdir):
         hosts.first(lambda: bool(held.enter_context(FolderLock(workdir, say=log))))
-        return _train(config, workdir, accept_changes)
+        return _train(config, workdir, accept_changes, profile)
 
 
-def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -> list[Recognizer]:
+def _train(
+    config: ExperimentConfig, workdir: epath.Path, accept_changes: bool, profile: range | None
+) -> list[Recognizer]:
     family = members(config, workdir)
     if len(family) == 1:
         config = family[0].config
@@ -210,7 +220,7 @@ def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) 
     with Checkpoints(
         workdir, training.average_best, training.keep_last, training.keep_every_steps, say=log, members=folders
     ) as checkpoints:
-        models = _fit(config, workdir, family, dense, checkpoints)
+        models = _fit(config, workdir, family, dense, checkpoints, profile)
     for model, folder in zip(models, folders, strict=True):
         hosts.first(lambda: model.save(folder / "model"))  # noqa: B023
     return [load(folder) for folder in folders]
@@ -274,6 +284,7 @@ def _fit(
     family: list[FamilyMember],
     dense: Recognizer | None,
     checkpoints: Checkpoints,
+    profile: range | None,
 ) -> list[Recognizer]:
     stacked = Stacked(len(family))
     tokenizer_path = workdir / "tokenizer.model"
@@ -354,7 +365,7 @@ def _fit(
         state = fit(
             state,
             CompiledStep(step, arguments, len(data.planner.buckets), say),
-            parallel.prefetch(batches, config.batching.device_prefetch),
+            traced(parallel.prefetch(batches, config.batching.device_prefetch), profile, workdir / "profile"),
             planner=data.planner,
             corpus=data.train,
             config=config.training,

@@ -59,7 +59,6 @@ def mesh(devices, **config):
 
 SPLIT = {"fsdp": 2}
 MESHES = [
-    ("as it is", "local", 2, {}, 1),
     ("as it is", "global", 4, SPLIT, 1),
     ("as it is", "local", 8, {}, 1),
     ("as it is", "local", 2, SPLIT, 4),
