@@ -88,8 +88,8 @@ def main() -> None:
                 continue
             table.append(row(topology, config, program, figures))
             print(line(table[-1]).strip(), flush=True)
-    if flags.json:
-        files.write_text(flags.json, json.dumps(table, indent=1) + "\n")
+            if flags.json:  # each took minutes
+                files.write_text(flags.json, json.dumps(table, indent=1) + "\n")
     print(json.dumps({"compiled": len(table)}))
 
 

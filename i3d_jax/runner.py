@@ -299,7 +299,9 @@ def _fit(
     checkpoints.check_data(digest, len(data.train))
     stats = dense.stats if dense else None
     if config.frontend.normalization == "global" and stats is None:
-        stats = global_stats(config, data.train)
+        # Of the first process for all: another order of summation would be another training.
+        found = hosts.first(lambda: [np.asarray(x).tolist() for x in global_stats(config, data.train)])
+        stats = GlobalStats(*(np.asarray(x, np.float32) for x in found))
 
     model = ASRModel(config.model, config.frontend.num_mels, data.tokenizer.vocab_size)
     total_steps = data.planner.steps_before(config.training.epochs)

@@ -1,12 +1,20 @@
 """Settings of every test: eight emulated CPU devices, quick compilation, no rank promotion, the same examples."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Read by jax when it is imported first, here and in the programs that tests start. Compiling takes most of the time of
 # the tests, and a third of it without LLVM's optimisation; XLA_FLAGS=--xla_backend_optimization_level=3 asks for it.
 _FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
 os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()  # the last one counts
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests train the same small model: its programs are compiled once for all of them, and for all their processes.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs = tempfile.mkdtemp(prefix="programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 
 import jax  # noqa: E402
 from hypothesis import settings  # noqa: E402

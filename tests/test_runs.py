@@ -48,6 +48,13 @@ def test_training_learns_and_leaves_everything_behind(run):
     assert load_saved_config(run / "config.json").training.epochs == 12
 
 
+def test_the_log_tells_what_the_machine_does_and_nothing_is_compiled_after_the_first_evaluation(run):
+    lines = log_lines(run, "train")
+    assert all(0 <= line["input_wait"] < 1 and 0 < line["mfu"] < 1 and line["memory_gb"] > 0.1 for line in lines)
+    first = log_lines(run, "dev")[0]["step"]
+    assert len({line["compilations"] for line in lines if line["step"] > first}) == 1
+
+
 def test_tensorboard_shows_gates_and_transcripts_at_every_dev_evaluation(run):
     steps = [line["step"] for line in log_lines(run) if line["kind"] == "dev"]
     shown = {}

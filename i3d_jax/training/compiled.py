@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax
@@ -66,3 +67,22 @@ def program_bytes(program: jax.stages.Compiled) -> int:
         return 0
     sizes = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
     return int(sum(sizes) - memory.alias_size_in_bytes)
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.programs = 0
+        jax.monitoring.register_event_duration_secs_listener(self._note)
+
+    def _note(self, event: str, duration_secs: float, **_: str | int) -> None:
+        self.programs += event == "/jax/core/compile/backend_compile_duration"
+
+
+@cache
+def _counter() -> _Counter:
+    return _Counter()
+
+
+def compilations() -> int:
+    """Programs that this process has compiled, or taken from a cache, since this was first asked."""
+    return _counter().programs

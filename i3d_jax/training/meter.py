@@ -13,6 +13,7 @@ from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.flops import count_flops
+from i3d_jax.training.compiled import compilations
 from i3d_jax.training.hardware import peak_memory
 from i3d_jax.training.step import StepMetrics
 
@@ -57,6 +58,7 @@ class Meter:
 
     def __init__(self, corpus: Corpus, flops: Callable[[PlannedBatch], float] | None = None, peak: float = 1.0) -> None:
         self._corpus, self._flops_of, self._peak = corpus, flops, peak
+        compilations()  # counts from here
         self.reset()
 
     def reset(self) -> None:
@@ -97,7 +99,8 @@ class Meter:
         ``audio_per_second`` is seconds of audio a second, or hours an hour; ``input_wait`` the share of the time that
         the host waited for the next batch while the device was still at work on the last one or idle, so at least the
         share in which it was idle for want of data; ``mfu`` the share of the devices' peak FLOP/s that went into the
-        model; ``memory_gb`` the peak of the fullest device of this process, or of the process on CPU.
+        model; ``memory_gb`` the peak of the fullest device of this process, or of the process on CPU;
+        ``compilations`` counts programs compiled since the training began: it should soon stay as it is.
         """
         totals = self._totals
         count = max(float(totals.utterances), 1.0)
@@ -113,4 +116,5 @@ class Meter:
             "input_wait": self._waited / seconds,
             **({"mfu": self._flops / seconds / self._peak} if self._flops_of else {}),
             "memory_gb": peak_memory() / 1e9,
+            "compilations": compilations(),
         }

@@ -13,7 +13,7 @@ from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.model.subsampling import SubsamplingConfig
-from i3d_jax.training.compiled import CompiledStep
+from i3d_jax.training.compiled import CompiledStep, compilations
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig, make_optimizer
 from i3d_jax.training.sharding import Parallel, ParallelConfig, mesh_shape
@@ -147,6 +147,23 @@ def test_sizes_that_do_not_fit_are_named():
         Parallel.over_devices(ParallelConfig(accumulate=2), 8)
     with pytest.raises(ValueError, match=r"parallel.data=-1 and parallel.fsdp=3 do not make 8 devices"):
         mesh_shape(ParallelConfig(fsdp=3), 8)
+
+
+def test_a_shape_is_compiled_once_and_none_beyond_the_plan():
+    lines = []
+    function = jax.jit(lambda state, batch, member: (state + member.seed, batch.num_samples.sum()))
+    step = CompiledStep(function, Member(np.int32(2), np.float32(0), np.float32(1)), 2, lines.append)
+    start, before = jnp.int32(1), compilations()
+    for rows in (8, 8, 16, 8, 16):
+        state, total = step(start, make_batch(0, rows))
+        assert int(state) == 3 and int(total) == make_batch(0, rows).num_samples.sum()
+    assert [line.split(" in ")[0] for line in lines] == [
+        "compiled step 1 of 2 (8 x 8000 samples)",
+        "compiled step 2 of 2 (16 x 8000 samples)",
+    ]
+    assert compilations() - before == 2 and step.seconds > 0
+    with pytest.raises(RuntimeError, match="24 rows of 8000 samples and 3 labels would be shape 3 of a plan of 2"):
+        step(start, make_batch(0, 24))
 
 
 def test_a_bad_step_is_skipped_and_counted():
