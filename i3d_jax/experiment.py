@@ -33,6 +33,7 @@ from i3d_jax.data.tokenizer import TokenizerConfig
 from i3d_jax.inference.evaluation import EvaluationConfig
 from i3d_jax.model.asr import ModelConfig
 from i3d_jax.schema import to_dict
+from i3d_jax.training.family import FamilyConfig
 from i3d_jax.training.loop import TrainingConfig, TrainingDiverged
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig
@@ -66,6 +67,12 @@ class ExperimentConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    family: FamilyConfig = field(default_factory=FamilyConfig)
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of the order, speeds and augmentation of the data."""
+        return self.seed if self.batching.seed == -1 else self.batching.seed
 
 
 # -- Saved configurations ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from i3d_jax.data.token_sequences import TokenSequences
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.dev_evaluation import dev_metrics
 from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
+from i3d_jax.family import FamilyMember, members
 from i3d_jax.folder_lock import FolderLock
 from i3d_jax.inference.evaluation import check_lengths, evaluation_planner
 from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
@@ -29,15 +30,15 @@ from i3d_jax.programs import jit_train_step, member_of
 from i3d_jax.progress import log, progress
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.compiled import CompiledStep
+from i3d_jax.training.family import FamilyConfig, Stacked
 from i3d_jax.training.hardware import peak_flops
-from i3d_jax.training.loop import TrainingDiverged, fit
+from i3d_jax.training.loop import Run, TrainingDiverged, fit
 from i3d_jax.training.meter import Meter, step_flops
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from i3d_jax.training.preemption import Preemption
 from i3d_jax.training.profiling import traced
 from i3d_jax.training.recovery import steps_in
 from i3d_jax.training.sharding import Parallel
-from i3d_jax.training.step import init_state
 from i3d_jax.training.summaries import RunLogger, SilentLogger
 from i3d_jax.training.warm_start import warm_start
 from i3d_jax.validation import flatten
@@ -50,10 +51,7 @@ def is_finished(workdir: epath.Path) -> bool:
 
 def find_dense_run(config: ExperimentConfig, workdir: epath.Path) -> epath.Path | None:
     """Folder of the dense run that the gated model starts from; None without a warm start."""
-    source = config.warm_start
-    if not source.run and not source.config:
-        return None
-    return epath.Path(source.run).expanduser() if source.run else workdir / "dense"
+    return config.warm_start.folder(workdir)
 
 
 def dense_model(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False) -> Recognizer | None:
@@ -75,7 +73,7 @@ def dense_model(config: ExperimentConfig, workdir: epath.Path, accept_changes: b
             )
         dense = load_config(find_config(config.warm_start.config))
         shared = ("seed", "data", "tokenizer", "frontend", "parallel")
-        dense = replace(dense, **{name: getattr(config, name) for name in shared})
+        dense = replace(dense, **{name: getattr(config, name) for name in shared}, family=FamilyConfig())
         check_same(dense, config, run)
         log(f"== dense model first: {dense.name} in {run}")
         return train(dense, run, accept_changes)
@@ -151,7 +149,7 @@ def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> Train
         labels.counts,
         config.batching,
         speeds=config.augment.speeds,
-        seed=config.seed,
+        seed=config.data_seed,
         sample_rate=train.sample_rate,
         concatenate_seconds=config.augment.concatenate_seconds,
     )
@@ -181,9 +179,23 @@ def train(
       profile: steps, counted from 1, of which a trace is written to ``<workdir>/profile``.
 
     Raises:
-      ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good, or
-        another process trains there.
+      ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good,
+        another process trains there, or the configuration is of several members.
       OSError: the folder cannot be written, or one of several processes that train together was lost.
+    """
+    if config.family.size > 1:
+        raise ValueError(f"{config.name} is a family of {config.family.size}: train_family trains it")
+    (model,) = train_family(config, workdir, accept_changes, profile)
+    return model
+
+
+def train_family(
+    config: ExperimentConfig, workdir: epath.Path, accept_changes: bool = False, profile: range | None = None
+) -> list[Recognizer]:
+    """As `train`, of all members of a family in one program; a run alone is a family of one.
+
+    Returns:
+      Final models in the order of `members`.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held, hosts.lost_process_named(workdir):
@@ -191,20 +203,27 @@ def train(
         return _train(config, workdir, accept_changes, profile)
 
 
-def _train(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool, profile: range | None) -> Recognizer:
+def _train(
+    config: ExperimentConfig, workdir: epath.Path, accept_changes: bool, profile: range | None
+) -> list[Recognizer]:
+    family = members(config, workdir)
+    if len(family) == 1:
+        config = family[0].config
     hosts.check_same({"the configuration": hashlib.sha256(repr(config).encode()).hexdigest()})
     hosts.first(lambda: _claim(config, workdir, accept_changes))
-    if hosts.first(lambda: is_finished(workdir)):
+    folders = [member.folder for member in family]
+    if hosts.first(lambda: all(map(is_finished, folders))):
         log(f"{workdir} is finished already")
-        return load(workdir)
+        return [load(folder) for folder in folders]
     dense = dense_model(config, workdir, accept_changes)
     training = config.training
     with Checkpoints(
-        workdir, training.average_best, training.keep_last, training.keep_every_steps, say=log
+        workdir, training.average_best, training.keep_last, training.keep_every_steps, say=log, members=folders
     ) as checkpoints:
-        final = _fit(config, workdir, dense, checkpoints, profile)
-    hosts.first(lambda: final.save(workdir / "model"))
-    return load(workdir)
+        models = _fit(config, workdir, family, dense, checkpoints, profile)
+    for model, folder in zip(models, folders, strict=True):
+        hosts.first(lambda: model.save(folder / "model"))  # noqa: B023
+    return [load(folder) for folder in folders]
 
 
 # Candidates are ranked by it: scores of one kind mean nothing beside those of the other.
@@ -219,9 +238,13 @@ def _claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) 
     saved = workdir / "config.json"
     tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
     begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
-    if saved.exists() and begun and (different := _differences(load_saved_config(saved), config)):
-        if is_finished(workdir) or _NEVER_CHANGED in different:
-            why = "is finished" if is_finished(workdir) else f"cannot go on with another {_NEVER_CHANGED}"
+    if saved.exists() and begun and (different := _differences(theirs := load_saved_config(saved), config)):
+        folders = [member.folder for member in members(config, workdir)]
+        others = folders != [member.folder for member in members(theirs, workdir)]
+        finished = all(map(is_finished, folders))
+        if finished or others or _NEVER_CHANGED in different:
+            changed = "members of the family" if others else _NEVER_CHANGED
+            why = "is finished" if finished else f"cannot go on with other {changed}"
             raise ValueError(
                 f"{workdir} {why} and holds a run with other settings: {different}; choose another --workdir"
             )
@@ -237,7 +260,7 @@ def _claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) 
 
 
 def _check_start(
-    config: ExperimentConfig, tokenizer: Tokenizer, dense: Recognizer | None, checkpoints: Checkpoints
+    config: ExperimentConfig, tokenizer: Tokenizer, dense: Recognizer | None, checkpoints: Checkpoints, stacked: Stacked
 ) -> None:
     """Names what does not fit, from shapes alone.
 
@@ -246,7 +269,7 @@ def _check_start(
     """
     model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
     params = jax.eval_shape(model.init, jax.random.key(config.seed))
-    checkpoints.check(params, tokenizer.digest)
+    checkpoints.check(jax.eval_shape(stacked.join, [params] * stacked.count), tokenizer.digest)
     if dense:
         try:
             warm_start(params, dense.params)
@@ -258,19 +281,21 @@ def _check_start(
 def _fit(
     config: ExperimentConfig,
     workdir: epath.Path,
+    family: list[FamilyMember],
     dense: Recognizer | None,
     checkpoints: Checkpoints,
     profile: range | None,
-) -> Recognizer:
+) -> list[Recognizer]:
+    stacked = Stacked(len(family))
     tokenizer_path = workdir / "tokenizer.model"
     tokenizer = dense.tokenizer if dense else Tokenizer.load(tokenizer_path) if tokenizer_path.exists() else None
     if tokenizer:
-        _check_start(config, tokenizer, dense, checkpoints)  # before the data is read
+        _check_start(config, tokenizer, dense, checkpoints, stacked)  # before the data is read
     with hosts.first_alone("data"):  # the others find in the cache what the first one verified
         data = prepare_data(config, tokenizer)
     digest = data.digest()
     hosts.check_same({"the tokenizer": data.tokenizer.digest, "the training set": digest})
-    _check_start(config, data.tokenizer, dense, checkpoints)
+    _check_start(config, data.tokenizer, dense, checkpoints, stacked)
     checkpoints.check_data(digest, len(data.train))
     stats = dense.stats if dense else None
     if config.frontend.normalization == "global" and stats is None:
@@ -278,27 +303,33 @@ def _fit(
         found = hosts.first(lambda: [np.asarray(x).tolist() for x in global_stats(config, data.train)])
         stats = GlobalStats(*(np.asarray(x, np.float32) for x in found))
 
-    recognizer_config = RecognizerConfig(config.name, config.data.sample_rate, config.frontend, config.model)
     model = ASRModel(config.model, config.frontend.num_mels, data.tokenizer.vocab_size)
     total_steps = data.planner.steps_before(config.training.epochs)
     optimizer = make_optimizer(config.optimizer, total_steps)
     parallel = Parallel.over_devices(config.parallel, config.batching.batch_multiple)
-    params = jax.jit(model.init)(jax.random.key(config.seed))
+    init = jax.jit(model.init)
+    start_params = [init(jax.random.key(member.config.seed)) for member in family]
     if dense:
-        params = warm_start(params, dense.params)
-    state = parallel.place(init_state(params, optimizer))
-    step = jit_train_step(config, model, optimizer, stats, parallel, state)
-    member = parallel.replicate(member_of(config))
+        start_params = [warm_start(params, dense.params) for params in start_params]
+    state = parallel.place(stacked.init_state(start_params, optimizer))
+    if stacked.count == 1:
+        step = jit_train_step(config, model, optimizer, stats, parallel, state)
+    else:
+        step = stacked.map(jit_train_step(config, model, optimizer, stats, parallel, None), parallel)
+    arguments = parallel.replicate(stacked.join([member_of(member.config) for member in family]))
 
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = sum(leaf.size for leaf in jax.tree.leaves(start_params[0]))
+    del start_params
     log(
-        f"{config.name}: {count / 1e6:.2f} M parameters, {total_steps} steps, {len(data.planner.buckets)} shapes, "
+        f"{config.name}: {count / 1e6:.2f} M parameters{f' x {stacked.count} members' if stacked.count > 1 else ''}, "
+        f"{total_steps} steps, {len(data.planner.buckets)} shapes, "
         f"{100 * data.planner.padded_fraction():.0f} % padding"
     )
     if checkpoints.latest_step() is not None:
         state = checkpoints.restore(state)
         log(f"resumed from step {int(state.step)}")
-    hosts.first(lambda: _save_inputs(config, workdir, data.tokenizer))
+    for folder, own in ((workdir, config), *((member.folder, member.config) for member in family)):
+        hosts.first(lambda: _save_inputs(own, folder, data.tokenizer))  # noqa: B023
     start = int(state.step)
     batches = iterate_batches(
         data.train,
@@ -310,33 +341,48 @@ def _fit(
     )
     # Log lines carry the number of steps done: those up to the checkpoint stay.
     logger_class = RunLogger if hosts.is_first() else SilentLogger
-    with (
-        logger_class(workdir, total_steps=total_steps, start_step=start + 1 if start else 0) as logger,
-        Preemption() as preemption,
-        _bad_utterances_kept(workdir),
-    ):
-        candidate = Recognizer(recognizer_config, state.params, data.tokenizer, stats)
+    with ExitStack() as opened:
+        preemption = opened.enter_context(Preemption())
+        opened.enter_context(_bad_utterances_kept(workdir))
+        flops = step_flops(model, config.frontend, data.train, 1 + len(config.loss.interctc_layers))
+        peak = peak_flops(jax.devices())
+        models = [
+            Recognizer(
+                RecognizerConfig(own.name, own.data.sample_rate, own.frontend, own.model), {}, data.tokenizer, stats
+            )
+            for _, _, own in family
+        ]
+        runs: list[Run] = []
+        for member in family:
+            logger = logger_class(
+                member.folder,
+                total_steps=total_steps,
+                start_step=start + 1 if start else 0,
+                name=member.name,
+                leader=runs[0].logger if runs else None,
+            )
+            opened.enter_context(logger)
+            evaluate = partial(dev_metrics, member.config, data.dev, models[0], parallel, logger)
+            runs.append(Run(logger, Meter(data.train, flops, peak), evaluate, member.name))
+        say = runs[0].logger.message
         state = fit(
             state,
-            CompiledStep(step, member, len(data.planner.buckets), logger.message),
+            CompiledStep(step, arguments, len(data.planner.buckets), say),
             traced(parallel.prefetch(batches, config.batching.device_prefetch), profile, workdir / "profile"),
             planner=data.planner,
             corpus=data.train,
             config=config.training,
             schedule=learning_rate_schedule(config.optimizer, total_steps),
             checkpoints=checkpoints,
-            logger=logger,
-            meter=Meter(
-                data.train,
-                step_flops(model, config.frontend, data.train, 1 + len(config.loss.interctc_layers)),
-                peak_flops(jax.devices()),
-            ),
-            evaluate=partial(dev_metrics, config, data.dev, candidate, parallel, logger),
+            runs=runs,
             stop=preemption.asked,
         )
-        params, source = checkpoints.final(state)
-        logger.message(f"final model: {source}")
-    return Recognizer(recognizer_config, parallel.fetch(params), data.tokenizer, stats)
+        for index, (member, recognizer) in enumerate(zip(family, models, strict=True)):
+            last = state._replace(params=stacked.part(state.params, index))
+            params, source = checkpoints.final(last, index)
+            say(f"{member.name + ': ' if member.name else ''}final model: {source}")
+            recognizer.params = parallel.fetch(params)
+    return models
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from etils import epath
 
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import from_dict
+from i3d_jax.family import members
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.schema import to_dict
@@ -46,7 +47,8 @@ class RunSummary:
 
     Attributes:
       path: the folder, as given.
-      state: ``finished``, ``running?``, ``interrupted at step x of about y``, ``no steps yet``, or what is wrong.
+      state: ``finished``, ``running?``, ``interrupted at step x of about y``, ``no steps yet``, ``family of n`` (its
+        members are runs of their own), or what is wrong.
       epochs_done: passes over the training data.
       epochs: passes that the configuration asks for.
       train_loss: of the last training line of the log.
@@ -142,6 +144,10 @@ def summarize(folder: epath.Path, now: float | None = None) -> RunSummary:
     except ValueError:
         if "training.epochs" not in settings:
             return RunSummary(folder, "no run (config.json is of something else)")
+    if config is not None and config.family.size > 1:
+        folders = [member.folder for member in members(config, folder)]
+        finished = sum((member / "model" / "recognizer.json").exists() for member in folders)
+        return RunSummary(folder, f"family of {len(folders)}, {finished} of them finished")
     epochs = settings["training.epochs"] if isinstance(settings["training.epochs"], int) else None
     lines = _read_log(folder / "log.jsonl")
     train, dev = ([line for line in lines if line.get("kind") == kind] for kind in ("train", "dev"))

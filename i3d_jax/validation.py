@@ -29,6 +29,7 @@ _AT_LEAST_ONE = (
     "training.checkpoint_every_steps",
     "training.max_bad_steps",
     "training.log_every_steps",
+    "family.seeds",
     "parallel.accumulate",
     "parallel.lost_after_seconds",
 )
@@ -69,6 +70,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
     (_BELOW_ONE, lambda x: 0 <= x < 1, "at least 0 and below 1"),
     (("seed",), lambda x: x < 2**63, "below 2**63"),
+    (("batching.seed",), lambda x: -1 <= x < 2**63, "0 or more and below 2**63, or -1 for the experiment's"),
     (("parallel.data", "parallel.fsdp"), lambda x: x >= 1 or x == -1, "at least 1, or -1 for all devices left"),
     (("training.keep_last",), lambda x: x >= 2, "at least 2: one is complete while the next is written"),
     (("model.gates.threshold",), lambda x: 0 <= x <= 1, "between 0 and 1"),
@@ -147,4 +149,23 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
         yield (
             f"loss.utility_weight={config.loss.utility_weight}: there is no gate to close with "
             "model.gates.predictor=none; set the predictor to local or global, or the weight to 0"
+        )
+    yield from _family(config)
+
+
+def _family(config: "ExperimentConfig") -> Iterator[str]:
+    family, lambdas = config.family, config.family.lambdas
+    if len(set(lambdas)) < len(lambdas) or not all(0 <= weight < math.inf for weight in lambdas):
+        yield f"family.lambdas={lambdas}: expected different numbers, 0 or more"
+    elif any(lambdas) and config.model.gates.predictor == "none":
+        yield (
+            f"family.lambdas={lambdas}: there is no gate to close with model.gates.predictor=none; set the predictor "
+            "to local or global, or leave them out"
+        )
+    if config.seed + family.seeds > 2**63:
+        yield f"family.seeds={family.seeds}: expected seeds below 2**63, counted from seed={config.seed}"
+    if family.size > 1 and config.parallel.fsdp != 1:
+        yield (
+            f"parallel.fsdp={config.parallel.fsdp}: expected 1 for a family of {family.size}, which every device "
+            "holds whole; train its members one by one to split them"
         )

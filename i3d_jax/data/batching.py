@@ -41,6 +41,8 @@ class BatchingConfig:
     """Batches that are copied to the devices before their step is dispatched."""
     cache_gigabytes: float = 2.0
     """Decoded audio kept in memory, so that a small corpus is read from its files only once."""
+    seed: int = -1
+    """Seed of the order, speeds and augmentation of the data; -1: the experiment's."""
 
 
 class BatchPlanner:

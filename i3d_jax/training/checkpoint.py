@@ -4,7 +4,7 @@ They are written in the background (``saving.py``). Each gets a manifest of dige
 compared with it before use (``manifest.py``).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,6 +17,10 @@ from i3d_jax.manifest import Damaged
 from i3d_jax.training import recovery
 from i3d_jax.training.saving import UNFINISHED, Saver, barrier
 from i3d_jax.training.step import TrainState
+
+
+def _absolute(path: str | epath.Path) -> epath.Path:
+    return epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
 
 
 def _abstract(tree: Any) -> Any:
@@ -42,6 +46,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_every_steps: int = 0,
         say: Callable[[str], None] = print,
+        members: Sequence[epath.Path] = (),
     ):
         """Open to train, creating the folders if they are missing.
 
@@ -54,33 +59,39 @@ class Checkpoints:
           keep_last: newest checkpoints kept for resuming; at least two: one is good while the other is written.
           keep_every_steps: those of its multiples are kept for good; 0 for none.
           say: told what is damaged, a line each.
+          members: folders of the candidates of trainings that are saved together; by default that of the run.
 
         Raises:
           ValueError: there are checkpoints, but none is good.
         """
-        self._workdir = epath.Path(workdir).absolute() if "://" not in str(workdir) else epath.Path(workdir)
+        self._workdir = _absolute(workdir)
+        self._members = [_absolute(folder) for folder in members] or [self._workdir]
         self._say = say
         self._notes: dict[str, Any] = {}
         self._saved_notes = hosts.first(self._recover)
         self._resume = _manager(
             self._workdir / "checkpoints", max_to_keep=keep_last, keep_period=keep_every_steps or None
         )
-        self._best = _manager(
-            self._workdir / "best",
-            max_to_keep=average_best,
-            best_fn=lambda metrics: metrics["score"],
-            best_mode="min",
-            keep_checkpoints_without_metrics=False,
-        )
+        self._best = [
+            _manager(
+                folder / "best",
+                max_to_keep=average_best,
+                best_fn=lambda metrics: metrics["score"],
+                best_mode="min",
+                keep_checkpoints_without_metrics=False,
+            )
+            for folder in self._members
+        ]
         self._saver = Saver(self._resume)
 
     def _recover(self) -> dict[str, Any]:
-        notes = recovery.recover_checkpoints(self._workdir, self._say) or {}
+        notes = recovery.recover_checkpoints(self._workdir, self._say, self._members) or {}
         newest = max([0, *recovery.steps_in(self._workdir / "checkpoints")])
-        recovery.recover_candidates(self._workdir, newest, self._say)
-        for name in ("checkpoints", "best"):
+        for member in self._members:
+            recovery.recover_candidates(member, newest, self._say)
+        for folder in (self._workdir / "checkpoints", *(member / "best" for member in self._members)):
             # Not by Orbax: its thread may outlive a short run, and then fails with a traceback.
-            for unfinished in (self._workdir / name).glob(f"*{UNFINISHED}*"):
+            for unfinished in folder.glob(f"*{UNFINISHED}*"):
                 unfinished.rmtree()
         return notes
 
@@ -190,7 +201,7 @@ class Checkpoints:
                 "resume from the one before it"
             ) from error
 
-    def save_candidate(self, step: int, params: Any, score: float) -> None:
+    def save_candidate(self, step: int, params: Any, score: float, member: int = 0) -> None:
         """Offer parameters, saved in the background; of equal scores, the later are kept.
 
         They are complete before the next checkpoint is begun, so that a run resumed from that has them.
@@ -198,47 +209,48 @@ class Checkpoints:
         Raises:
           OSError: they, or what was saved before them, cannot be written; those before are untouched.
         """
-        self._saver.start(self._best, step, params, self._notes, metrics={"score": score})
+        self._saver.start(self._best[member], step, params, self._notes, metrics={"score": score})
 
-    def best_steps(self) -> list[int]:
+    def best_steps(self, member: int = 0) -> list[int]:
         """Steps held for averaging, ascending."""
-        return sorted(self._best.all_steps())
+        return sorted(self._best[member].all_steps())
 
-    def average(self, template: Any) -> Any:
+    def average(self, template: Any, member: int = 0) -> Any:
         """Mean of the held parameters, in float32; damaged ones are set aside.
 
         Raises:
           FileNotFoundError: nothing was offered yet, or nothing of it is good.
         """
         self.wait()
-        hosts.first(self._leave_out_damaged)
-        self._best.reload()
-        steps = self.best_steps()
+        best = self._best[member]
+        hosts.first(lambda: self._leave_out_damaged(member))
+        best.reload()
+        steps = self.best_steps(member)
         if not steps:
-            raise FileNotFoundError(f"no checkpoint with a dev score in {self._best.directory}")
+            raise FileNotFoundError(f"no checkpoint with a dev score in {best.directory}")
         total = None
         for step in steps:
-            params = self._best.restore(step, args=ocp.args.StandardRestore(_abstract(template)))
+            params = best.restore(step, args=ocp.args.StandardRestore(_abstract(template)))
             total = params if total is None else jax.tree.map(lambda a, b: a + b, total, params)
         return jax.tree.map(lambda x: x / len(steps), total)
 
-    def _leave_out_damaged(self) -> None:
-        for step in self.best_steps():
+    def _leave_out_damaged(self, member: int) -> None:
+        for step in self.best_steps(member):
             try:
-                recovery.check_step(self._best.directory / str(step))
+                recovery.check_step(self._best[member].directory / str(step))
             except Damaged as damage:
-                recovery.leave_out(self._workdir, step, damage, self._say)
+                recovery.leave_out(self._members[member], step, damage, self._say)
 
-    def final(self, last: TrainState) -> tuple[Any, str]:
+    def final(self, last: TrainState, member: int = 0) -> tuple[Any, str]:
         """Parameters of the final model, and what they are: the average, or those of ``last`` if none can be made."""
         try:
-            average = self.average(last.params)
+            average = self.average(last.params, member)
         except FileNotFoundError as error:
             return last.params, f"parameters of step {int(last.step)}, the last, instead of an average: {error}"
-        return average, f"average of steps {self.best_steps()}"
+        return average, f"average of steps {self.best_steps(member)}"
 
     def close(self) -> None:
-        """Wait until everything is saved, and release both managers.
+        """Wait until everything is saved, and release the managers.
 
         Raises:
           OSError: it cannot be written; what was saved before is untouched.
@@ -248,10 +260,11 @@ class Checkpoints:
 
     @contextmanager
     def _released(self) -> Iterator[None]:
-        with ExitStack() as all_three:
-            all_three.callback(self._saver.close)
-            all_three.callback(self._best.close)
-            all_three.callback(self._resume.close)
+        with ExitStack() as everything:
+            everything.callback(self._saver.close)
+            for best in self._best:
+                everything.callback(best.close)
+            everything.callback(self._resume.close)
             yield
 
     def __enter__(self) -> "Checkpoints":

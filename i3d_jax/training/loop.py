@@ -1,7 +1,7 @@
 """The training loop: steps, logs, dev evaluations, checkpoints; it can be killed anywhere and resumed bit-equal."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import jax
@@ -12,6 +12,7 @@ from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.model.encoder import Remat
 from i3d_jax.training.checkpoint import Checkpoints
+from i3d_jax.training.family import Stacked
 from i3d_jax.training.meter import Meter
 from i3d_jax.training.preemption import Preempted
 from i3d_jax.training.step import StepMetrics, TrainState
@@ -72,6 +73,46 @@ class Step(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Run:
+    """What is told of one training, of those that a step makes at once.
+
+    Attributes:
+      logger: where to log.
+      meter: sums up what is logged.
+      evaluate: (step, params) -> dev metrics with ``wer``; called at the evaluation steps.
+      name: leads messages about it; empty for a training alone.
+      bad_batches: step -> ids of its utterances, of consecutive steps that were skipped.
+    """
+
+    logger: RunLogger
+    meter: Meter
+    evaluate: Callable[[int, Any], Mapping[str, float]]
+    name: str = ""
+    bad_batches: dict[int, list[str]] = field(default_factory=dict)
+
+    def add(self, done: int, metrics: StepMetrics, planned: PlannedBatch, corpus: Corpus, max_bad_steps: int) -> None:
+        """Count a step that is done.
+
+        Raises:
+          TrainingDiverged: it is one too many of those that were not finite.
+        """
+        self.meter.add(metrics, planned)
+        bad = int(metrics.bad_steps)
+        if not bad:
+            self.bad_batches.clear()
+            return
+        self.bad_batches[done] = [corpus.utterances[i].id for i in planned.indices]
+        names, title = ", ".join(self.bad_batches[done]), f"{self.name}: " if self.name else ""
+        self.logger.message(f"{title}step {done}: loss or gradient is not finite, update skipped ({names})")
+        if bad >= max_bad_steps:
+            raise TrainingDiverged(
+                f"{title}{bad} consecutive steps with a non-finite loss or gradient, the last on {names}: "
+                "lower optimizer.learning-rate or check these utterances",
+                self.bad_batches,
+            )
+
+
 def evaluation_steps(planner: BatchPlanner, config: TrainingConfig) -> set[int]:
     """Steps after which the dev set is evaluated: every ``eval_every_epochs`` epochs, and the last."""
     epochs = range(config.eval_every_epochs, config.epochs + 1, config.eval_every_epochs)
@@ -88,9 +129,7 @@ def fit(
     config: TrainingConfig,
     schedule: optax.Schedule,
     checkpoints: Checkpoints,
-    logger: RunLogger,
-    meter: Meter,
-    evaluate: Callable[[int, Any], Mapping[str, float]],
+    runs: Sequence[Run],
     stop: Callable[[int], bool] = lambda step: False,
 ) -> TrainState:
     """Run ``batches`` through the step.
@@ -98,7 +137,7 @@ def fit(
     The metrics of a step are read after the next one was dispatched, so that the host does not hold up the device.
 
     Args:
-      state: where to start; ``state.step`` is the number of batches already consumed.
+      state: where to start, stacked for several runs; ``state.step`` is the number of batches already consumed.
       step: (state, batch) -> (state, metrics); its ``seconds`` went into compiling.
       batches: (index of the step, plan, placed batch) from ``state.step`` on.
       planner: the plan, for epochs and totals.
@@ -106,9 +145,7 @@ def fit(
       config: of the loop.
       schedule: learning rate of an update, for the log.
       checkpoints: where to save.
-      logger: where to log.
-      meter: sums up what is logged.
-      evaluate: (step, params) -> dev metrics with ``wer``; called at the evaluation steps.
+      runs: what is told of each training that the step makes, one or several.
       stop: asked after every step whether to save and end.
 
     Raises:
@@ -117,9 +154,11 @@ def fit(
     """
     evaluations = evaluation_steps(planner, config)
     compiling = step.seconds
-    meter.reset()
+    stacked = Stacked(len(runs))
+    for run in runs:
+        batches = run.meter.waiting(batches)
+        run.meter.reset()
     pending: tuple[int, PlannedBatch, StepMetrics] | None = None
-    bad_batches: dict[int, list[str]] = {}
 
     def read() -> None:
         nonlocal pending, compiling
@@ -127,42 +166,34 @@ def fit(
             return
         done, planned, metrics = pending
         pending = None
-        metrics = jax.device_get(metrics)
-        meter.add(metrics, planned)
-        bad = int(metrics.bad_steps)
-        if not bad:
-            bad_batches.clear()
-        else:
-            bad_batches[done] = [corpus.utterances[i].id for i in planned.indices]
-            names = ", ".join(bad_batches[done])
-            logger.message(f"step {done}: loss or gradient is not finite, update skipped ({names})")
-            if bad >= config.max_bad_steps:
-                raise TrainingDiverged(
-                    f"{bad} consecutive steps with a non-finite loss or gradient, the last on {names}: "
-                    "lower optimizer.learning-rate or check these utterances",
-                    bad_batches,
-                )
-        if done % config.log_every_steps == 0 or done in evaluations:
-            meter.pause(step.seconds - compiling)
+        logged = done % config.log_every_steps == 0 or done in evaluations
+        for run, own in zip(runs, stacked.split(jax.device_get(metrics)), strict=True):
+            run.add(done, own, planned, corpus, config.max_bad_steps)
+            if logged:
+                run.meter.pause(step.seconds - compiling)
+                values = run.meter.summary() | {"learning_rate": float(schedule(done - 1))}
+                run.logger.scalars(done, values, "train", epoch=_epoch(planner, done))
+                run.meter.reset()
+            else:
+                run.logger.advance(done)
+        if logged:
             compiling = step.seconds
-            values = meter.summary() | {"learning_rate": float(schedule(done - 1))}
-            logger.scalars(done, values, "train", epoch=_epoch(planner, done))
-            meter.reset()
-        else:
-            logger.advance(done)
 
-    for index, planned, batch in meter.waiting(batches):
+    for index, planned, batch in batches:
         state, metrics = step(state, batch)
         done = index + 1
         read()
         pending = (done, planned, metrics)
         if done in evaluations:
             read()
-            dev = evaluate(done, state.params)
-            score = float(dev["wer"]) if config.best_by == "wer" else -float(done)
-            checkpoints.save_candidate(done, state.params, score)
-            logger.scalars(done, dev, "dev", epoch=_epoch(planner, done))
-            meter.reset()
+            for member, run in enumerate(runs):
+                params = stacked.part(state.params, member)
+                dev = run.evaluate(done, params)
+                score = float(dev["wer"]) if config.best_by == "wer" else -float(done)
+                checkpoints.save_candidate(done, params, score, member)
+                run.logger.scalars(done, dev, "dev", epoch=_epoch(planner, done))
+            for run in runs:
+                run.meter.reset()
         if done in evaluations or done % config.checkpoint_every_steps == 0:
             read()  # before the checkpoint: a resumed run logs from the step after it
             checkpoints.save(state)

@@ -1,7 +1,7 @@
 """What of a run's checkpoints can be used again: found before Orbax opens them, the rest is set aside."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -73,8 +73,13 @@ def _came_later(folder: epath.Path) -> bool:
         return False
 
 
-def recover_checkpoints(workdir: epath.Path, say: Say) -> dict[str, Any] | None:
+def recover_checkpoints(workdir: epath.Path, say: Say, members: Sequence[epath.Path] = ()) -> dict[str, Any] | None:
     """Leave only checkpoints up to the newest good one; newer ones go to ``<workdir>/damaged/``.
+
+    Args:
+      workdir: run directory.
+      say: told what is damaged, a line each.
+      members: folders of the candidates, if it is not the run directory.
 
     Returns:
       Notes of the newest good one; None without any, or when it has none.
@@ -82,7 +87,7 @@ def recover_checkpoints(workdir: epath.Path, say: Say) -> dict[str, Any] | None:
     Raises:
       ValueError: the run has trained, but no checkpoint is good. Nothing was moved.
     """
-    folder, best = workdir / "checkpoints", workdir / "best"
+    folder, bests = workdir / "checkpoints", [member / "best" for member in members or (workdir,)]
     bad: dict[int, Damaged] = {}
     steps = steps_in(folder)
     for step in reversed(steps):
@@ -100,18 +105,20 @@ def recover_checkpoints(workdir: epath.Path, say: Say) -> dict[str, Any] | None:
     if all(isinstance(damage, Interrupted) and damage.first for damage in bad.values()):
         # Killed within the very first save: nothing was finished before it. A candidate that came after a checkpoint
         # means that there were some, which somebody removed.
-        if any(_came_later(best / str(step)) for step in steps_in(best)):
-            raise ValueError(
-                f"{folder} holds no checkpoint, but {best} has those of steps {steps_in(best)}: put the checkpoints "
-                f"back, delete {best} as well to train from the start, or choose another --workdir"
-            )
+        for best in bests:
+            if any(_came_later(best / str(step)) for step in steps_in(best)):
+                raise ValueError(
+                    f"{folder} holds no checkpoint, but {best} has those of steps {steps_in(best)}: put the "
+                    f"checkpoints back, delete {best} as well to train from the start, or choose another --workdir"
+                )
         for step, why in bad.items():
             place = _set_aside(folder / str(step), workdir)
             say(f"{folder}: step {step} is the first and was not finished ({why}); set aside as {place}")
         return None
     damages = "; ".join(f"step {step}: {why}" for step, why in bad.items())
     raise ValueError(
-        f"{folder}: no undamaged checkpoint is left ({damages}): delete {folder} and {best} to train from the start, "
+        f"{folder}: no undamaged checkpoint is left ({damages}): delete {folder} and {' and '.join(map(str, bests))} "
+        "to train from the start, "
         "or choose another --workdir"
     )
 

@@ -32,6 +32,8 @@ class RunLogger:
         that the logs hold every step once; 0 starts them afresh.
       interactive: a bar (True) or log lines (False); None asks whether stderr is a terminal.
       seconds_between_lines: smallest distance of two log lines of training steps.
+      name: leads what is shown of it, where several are trained at once.
+      leader: the open logger whose bar counts the steps for this one too.
     """
 
     def __init__(
@@ -42,7 +44,10 @@ class RunLogger:
         start_step: int = 0,
         interactive: bool | None = None,
         seconds_between_lines: float = 10.0,
+        name: str = "",
+        leader: "RunLogger | None" = None,
     ) -> None:
+        self._title, self._leader = f"{name}: " if name else "", leader
         self._workdir = epath.Path(workdir)
         self._log = self._workdir / "log.jsonl"
         self._total_steps, self._start_step = total_steps, start_step
@@ -54,6 +59,9 @@ class RunLogger:
         self._workdir.mkdir(parents=True, exist_ok=True)
         _drop_from(self._log, self._start_step)
         self._writer = EventFile(self._workdir / "tensorboard", self._start_step)
+        if self._leader is not None:
+            self._meter, _ = self._leader._open()
+            return self
         self._meter = ProgressMeter(
             self._total_steps,
             "step",
@@ -67,7 +75,7 @@ class RunLogger:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         meter, writer = self._meter, self._writer
         self._meter = self._writer = None
-        if meter is not None:
+        if meter is not None and self._leader is None:
             meter.close()
         if writer is not None:
             # On a full disk closing fails as well: what ended the training is the better message.
@@ -107,14 +115,17 @@ class RunLogger:
         if epoch is not None:
             detail = f"epoch {epoch:.2f} {detail}"
         if kind == "train":
-            meter.update_to(step, detail)
+            if self._leader is None:
+                meter.update_to(step, f"{self._title}{detail}")
         else:
             writer.flush()
-            meter.write(f"{kind} step {step}/{self._total_steps} {detail}")
+            meter.write(f"{self._title}{kind} step {step}/{self._total_steps} {detail}")
 
     def advance(self, step: int) -> None:
         """Moves the progress to ``step`` without logging anything."""
-        self._open()[0].update_to(step)
+        meter, _ = self._open()
+        if self._leader is None:
+            meter.update_to(step)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Logs a sample of text, such as a reference with its hypothesis, to the JSONL file and TensorBoard."""

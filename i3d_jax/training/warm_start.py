@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from etils import epath
+
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.params import flatten, unflatten
 
@@ -15,6 +17,12 @@ class WarmStartConfig:
     config: str = ""
     """Experiment file that trains the dense model first when ``run`` does not hold a finished one. Seed, data,
     tokenizer and front end are taken from this experiment."""
+
+    def folder(self, workdir: epath.Path) -> epath.Path | None:
+        """Run directory of the dense model, for a run in ``workdir``; None without a warm start."""
+        if not self.run and not self.config:
+            return None
+        return epath.Path(self.run).expanduser() if self.run else workdir / "dense"
 
 
 def warm_start(params: Params, source: Params) -> Params:

@@ -9,7 +9,7 @@ import pytest
 
 from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus, Utterance
-from i3d_jax.training.loop import TrainingConfig, TrainingDiverged, fit
+from i3d_jax.training.loop import Run, TrainingConfig, TrainingDiverged, fit
 from i3d_jax.training.losses import LossTotals
 from i3d_jax.training.meter import Meter
 from i3d_jax.training.preemption import Preempted, Preemption
@@ -33,14 +33,15 @@ class Logger:
         self.lines.append(text)
 
 
-def run(bad_steps, stop=lambda step: False):
+def run(bad_steps, stop=lambda step: False, names=("",)):
     """The state that was saved last, and what was logged; the n-th step reports ``bad_steps[n]``."""
     saved, logger = [], Logger()
+    shape = () if len(names) == 1 else (len(names),)
 
     def step(state, batch):
-        totals = LossTotals(*(np.float32(1) for _ in LossTotals._fields))
-        bad = np.int32(bad_steps[int(state.step)])
-        return state._replace(step=state.step + 1), StepMetrics(totals, np.float32(1), bad)
+        totals = LossTotals(*(np.ones(shape, np.float32) for _ in LossTotals._fields))
+        bad = np.array(bad_steps[int(state.step)], np.int32)
+        return state._replace(step=state.step + 1), StepMetrics(totals, np.ones(shape, np.float32), bad)
 
     step.seconds = 0.0
     config = TrainingConfig(epochs=len(bad_steps) // 4, checkpoint_every_steps=1000, max_bad_steps=3)
@@ -61,9 +62,7 @@ def run(bad_steps, stop=lambda step: False):
                 save_candidate=lambda *_: None,
                 wait=lambda: saved.append("complete"),
             ),
-            logger=logger,
-            meter=Meter(CORPUS),
-            evaluate=lambda *_: {"wer": 1.0},
+            runs=[Run(logger, Meter(CORPUS), lambda *_: {"wer": 1.0}, name) for name in names],
             stop=stop,
         )
     finally:
@@ -81,6 +80,14 @@ def test_consecutive_bad_steps_end_the_training_and_their_utterances_are_known()
 def test_single_bad_steps_are_passed_over():
     run([0, 1, 0, 1, 2, 0, 1, 2])
     assert run.saved == [4, 8]
+
+
+def test_the_member_of_a_family_that_diverged_is_named():
+    with pytest.raises(TrainingDiverged, match="seed1: 3 consecutive steps with a non-finite") as caught:
+        run([(0, 0), (1, 0), (2, 1), (0, 2), (0, 3), (0, 0), (0, 0), (0, 0)], names=("seed0", "seed1"))
+    assert list(caught.value.utterances) == [3, 4, 5]
+    lines = [("seed0", 2), ("seed0", 3), ("seed1", 3), ("seed1", 4), ("seed1", 5)]
+    assert [line.partition(": loss")[0] for line in run.lines] == [f"{name}: step {step}" for name, step in lines]
 
 
 def test_a_request_is_noted_and_ends_the_training_after_the_step():
