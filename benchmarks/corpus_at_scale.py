@@ -77,7 +77,7 @@ def read(source: str, cache: Path, again: bool) -> dict[str, float]:
     from i3d_jax.data.corpora import DataConfig, load_corpus, reject_infeasible
     from i3d_jax.data.token_sequences import TokenSequences
     from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
-    from i3d_jax.runner import TrainingData
+    from i3d_jax.training_data import TrainingData
 
     config = DataConfig(source=source, cache_dir=str(cache), verify=False)
     importlib.import_module("tensorflow_datasets")  # as reading shards would

@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+_quiet = False
+
 
 def format_duration(seconds: float) -> str:
     """Seconds as ``m:ss`` or ``h:mm:ss``."""
@@ -140,9 +142,6 @@ def progress(
         for index, item in enumerate(items, start=1):
             yield item
             meter.update_to(index)
-
-
-_quiet = False
 
 
 def set_quiet(quiet: bool) -> None:

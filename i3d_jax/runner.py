@@ -1,52 +1,41 @@
 """A run from its configuration: prepare the data, train."""
 
 import hashlib
-import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from i3d_jax import files, hosts
-from i3d_jax.audio.frontend import GlobalStats, accumulate_stats, finish_stats, log_mel, num_frames
-from i3d_jax.data.batching import BatchPlanner
-from i3d_jax.data.corpora import Corpus, load_corpus, reject_infeasible
-from i3d_jax.data.loader import iterate_batches, iterate_eval
-from i3d_jax.data.token_sequences import TokenSequences
+from i3d_jax import hosts
+from i3d_jax.audio.frontend import GlobalStats
+from i3d_jax.data.loader import iterate_batches
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.dev_evaluation import dev_metrics
-from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config, save_config, to_dict
+from i3d_jax.experiment import ExperimentConfig, find_config, load_config, load_saved_config
 from i3d_jax.family import FamilyMember, members
 from i3d_jax.folder_lock import FolderLock
-from i3d_jax.inference.evaluation import check_lengths, evaluation_planner
-from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig, load
+from i3d_jax.inference.bundle import RecognizerConfig
+from i3d_jax.inference.recognizer import Recognizer, load
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.programs import jit_train_step, member_of
-from i3d_jax.progress import log, progress
+from i3d_jax.progress import log
+from i3d_jax.run_folder import bad_utterances_kept, check_dense, claim, is_finished, save_inputs
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.compiled import CompiledStep
 from i3d_jax.training.family import FamilyConfig, Stacked
 from i3d_jax.training.hardware import peak_flops
-from i3d_jax.training.loop import Run, TrainingDiverged, fit
+from i3d_jax.training.loop import Run, fit
 from i3d_jax.training.meter import Meter, step_flops
 from i3d_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from i3d_jax.training.preemption import Preemption
-from i3d_jax.training.profiling import traced
-from i3d_jax.training.recovery import steps_in
+from i3d_jax.training.profiling import TracedStep
 from i3d_jax.training.sharding import Parallel
 from i3d_jax.training.summaries import RunLogger, SilentLogger
 from i3d_jax.training.warm_start import warm_start
-from i3d_jax.validation import flatten
-
-
-def is_finished(workdir: epath.Path) -> bool:
-    """Whether the run holds a final model."""
-    return (workdir / "model" / "recognizer.json").exists()
+from i3d_jax.training_data import global_stats, prepare_data
 
 
 def find_dense_run(config: ExperimentConfig, workdir: epath.Path) -> epath.Path | None:
@@ -74,97 +63,11 @@ def dense_model(config: ExperimentConfig, workdir: epath.Path, accept_changes: b
         dense = load_config(find_config(config.warm_start.config))
         shared = ("seed", "data", "tokenizer", "frontend", "parallel")
         dense = replace(dense, **{name: getattr(config, name) for name in shared}, family=FamilyConfig())
-        check_same(dense, config, run)
+        check_dense(dense, config, run)
         log(f"== dense model first: {dense.name} in {run}")
         return train(dense, run, accept_changes)
-    check_same(load_saved_config(run / "config.json"), config, run)
+    check_dense(load_saved_config(run / "config.json"), config, run)
     return load(run)
-
-
-def check_same(dense: ExperimentConfig, gated: ExperimentConfig, run: epath.Path) -> None:
-    """A gated model must hear, spell and attend as the dense one it starts from; shapes are checked by ``warm_start``.
-
-    Raises:
-      ValueError: front end, tokenizer, training data or attention heads differ; every field is named.
-    """
-    theirs, ours = _shared_settings(dense), _shared_settings(gated)
-    different = [
-        f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in ours if theirs.get(key) != ours[key]
-    ]
-    if different:
-        raise ValueError(
-            f"the run {run} was made with other settings:\n  "
-            + "\n  ".join(different)
-            + "\nuse the same, or another warm_start.run"
-        )
-
-
-def _shared_settings(config: ExperimentConfig) -> dict[str, Any]:
-    parts = flatten({part: to_dict(getattr(config, part)) for part in ("frontend", "tokenizer", "data")})
-    parts = {key: value for key, value in parts.items() if key not in ("data.test", "data.cache_dir")}
-    return parts | {"model.encoder.num_heads": config.model.encoder.num_heads}
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """What a training reads: corpora, tokenizer, label ids of the training set, and its plan."""
-
-    train: Corpus
-    dev: Corpus
-    tokenizer: Tokenizer
-    labels: TokenSequences
-    planner: BatchPlanner
-
-    def digest(self) -> str:
-        """SHA-256 of ids, lengths and labels of the training set: with the settings, they determine every batch."""
-        digest = hashlib.sha256()
-        for u, ids in zip(self.train.utterances, self.labels, strict=True):
-            line = f"{u.id} {u.num_samples} {' '.join(map(str, ids))}\n"
-            digest.update(line.encode(errors="backslashreplace"))
-        return digest.hexdigest()
-
-
-def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> TrainingData:
-    """Load the corpora, train the tokenizer unless one is given, and plan the batches."""
-    train, dev = load_corpus(config.data, "train"), load_corpus(config.data, "dev")
-    check_lengths(dev, config.evaluation)  # here: not after the first epoch
-    if tokenizer is None:
-        tokenizer = Tokenizer.train([u.text for u in train.utterances], config.tokenizer)
-    model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
-
-    def frames(num_samples: int) -> int:
-        return int(model.num_encoder_frames(int(num_frames(config.frontend, num_samples))))
-
-    train, labels = reject_infeasible(
-        train,
-        TokenSequences(tokenizer.encode(u.text) for u in train.utterances),
-        frames,
-        config.augment.speeds,
-        joined=config.augment.concatenate_seconds > 0,
-    )
-    for corpus in (train, dev):
-        log(corpus.describe())
-    planner = BatchPlanner(
-        np.array([u.num_samples for u in train.utterances]),
-        labels.counts,
-        config.batching,
-        speeds=config.augment.speeds,
-        seed=config.data_seed,
-        sample_rate=train.sample_rate,
-        concatenate_seconds=config.augment.concatenate_seconds,
-    )
-    return TrainingData(train, dev, tokenizer, labels, planner)
-
-
-def global_stats(config: ExperimentConfig, corpus: Corpus) -> GlobalStats:
-    """Mean and standard deviation of the features of a corpus."""
-    planner = evaluation_planner(corpus, config.evaluation, config.batching)
-    features = jax.jit(partial(log_mel, config.frontend))
-    total: Any = None
-    batches = iterate_eval(corpus, [[]] * len(corpus), planner)
-    for _, batch in progress(batches, "feature statistics", total=planner.steps_in_epoch(0)):
-        total = accumulate_stats(total, *features(batch.waveform, batch.num_samples))
-    return finish_stats(total)
 
 
 def train(
@@ -176,7 +79,7 @@ def train(
       config: the experiment.
       workdir: run directory.
       accept_changes: go on with a run of other settings, which are named, instead of refusing them.
-      profile: steps, counted from 1, of which a trace is written to ``<workdir>/profile``.
+      profile: steps, counted from 1, of which the first process writes a trace to ``<workdir>/profile``.
 
     Raises:
       ValueError: the folder holds a run of another configuration, model or tokenizer, no checkpoint of it is good,
@@ -210,53 +113,20 @@ def _train(
     if len(family) == 1:
         config = family[0].config
     hosts.check_same({"the configuration": hashlib.sha256(repr(config).encode()).hexdigest()})
-    hosts.first(lambda: _claim(config, workdir, accept_changes))
+    hosts.first(lambda: claim(config, workdir, accept_changes))
     folders = [member.folder for member in family]
     if hosts.first(lambda: all(map(is_finished, folders))):
         log(f"{workdir} is finished already")
         return [load(folder) for folder in folders]
     dense = dense_model(config, workdir, accept_changes)
-    training = config.training
+    training, traced = config.training, profile if hosts.is_first() else None
     with Checkpoints(
         workdir, training.average_best, training.keep_last, training.keep_every_steps, say=log, members=folders
     ) as checkpoints:
-        models = _fit(config, workdir, family, dense, checkpoints, profile)
+        models = _fit(config, workdir, family, dense, checkpoints, traced)
     for model, folder in zip(models, folders, strict=True):
         hosts.first(lambda: model.save(folder / "model"))  # noqa: B023
     return [load(folder) for folder in folders]
-
-
-# Candidates are ranked by it: scores of one kind mean nothing beside those of the other.
-_NEVER_CHANGED = "training.best_by"
-
-
-def _claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -> None:
-    """Compares the configuration with that of the run in the folder, and writes it there.
-
-    Settings that were accepted are written when everything else was found to fit them.
-    """
-    saved = workdir / "config.json"
-    tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
-    begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
-    if saved.exists() and begun and (different := _differences(theirs := load_saved_config(saved), config)):
-        folders = [member.folder for member in members(config, workdir)]
-        others = folders != [member.folder for member in members(theirs, workdir)]
-        finished = all(map(is_finished, folders))
-        if finished or others or _NEVER_CHANGED in different:
-            changed = "members of the family" if others else _NEVER_CHANGED
-            why = "is finished" if finished else f"cannot go on with other {changed}"
-            raise ValueError(
-                f"{workdir} {why} and holds a run with other settings: {different}; choose another --workdir"
-            )
-        if not accept_changes:
-            raise ValueError(
-                f"{workdir} holds a run with other settings: {different}; choose another --workdir, repeat those "
-                "settings, or give --accept-changes to go on with these"
-            )
-        log(f"{workdir} goes on with other settings: {different}")
-        return
-    if saved.exists() or not begun:  # one that was lost is written when these settings were found to fit
-        save_config(config, saved)
 
 
 def _check_start(
@@ -329,7 +199,7 @@ def _fit(
         state = checkpoints.restore(state)
         log(f"resumed from step {int(state.step)}")
     for folder, own in ((workdir, config), *((member.folder, member.config) for member in family)):
-        hosts.first(lambda: _save_inputs(own, folder, data.tokenizer))  # noqa: B023
+        hosts.first(lambda: save_inputs(own, folder, data.tokenizer))  # noqa: B023
     start = int(state.step)
     batches = iterate_batches(
         data.train,
@@ -338,12 +208,13 @@ def _fit(
         range(start, total_steps),
         config=config.batching,
         share=parallel.share(),
+        place=parallel.put_batch,
     )
     # Log lines carry the number of steps done: those up to the checkpoint stay.
     logger_class = RunLogger if hosts.is_first() else SilentLogger
     with ExitStack() as opened:
         preemption = opened.enter_context(Preemption())
-        opened.enter_context(_bad_utterances_kept(workdir))
+        opened.enter_context(bad_utterances_kept(workdir))
         flops = step_flops(model, config.frontend, data.train, 1 + len(config.loss.interctc_layers))
         peak = peak_flops(jax.devices())
         models = [
@@ -365,10 +236,11 @@ def _fit(
             evaluate = partial(dev_metrics, member.config, data.dev, models[0], parallel, logger)
             runs.append(Run(logger, Meter(data.train, flops, peak), evaluate, member.name))
         say = runs[0].logger.message
+        compiled = CompiledStep(step, arguments, len(data.planner.buckets), say)
         state = fit(
             state,
-            CompiledStep(step, arguments, len(data.planner.buckets), say),
-            traced(parallel.prefetch(batches, config.batching.device_prefetch), profile, workdir / "profile"),
+            opened.enter_context(TracedStep(compiled, start, profile, workdir / "profile", say)),
+            batches,
             planner=data.planner,
             corpus=data.train,
             config=config.training,
@@ -383,40 +255,3 @@ def _fit(
             say(f"{member.name + ': ' if member.name else ''}final model: {source}")
             recognizer.params = parallel.fetch(params)
     return models
-
-
-@contextmanager
-def _bad_utterances_kept(workdir: epath.Path) -> Iterator[None]:
-    """Writes ``diverged.json``, step -> ids of its utterances, when a training is given up."""
-    try:
-        yield
-    except TrainingDiverged as error:
-        if hosts.is_first():
-            files.write_text(workdir / "diverged.json", json.dumps(error.utterances, indent=1) + "\n")
-        raise
-
-
-def _save_inputs(config: ExperimentConfig, workdir: epath.Path, tokenizer: Tokenizer) -> None:
-    tokenizer.save(workdir / "tokenizer.model")
-    save_config(config, workdir / "config.json")
-    (workdir / "diverged.json").unlink(missing_ok=True)
-
-
-# What changes how fast a run is made and what is kept of it, not what is made: a run may be resumed with others.
-_FREE = (
-    "batching.num_threads",
-    "batching.num_workers",
-    "batching.prefetch",
-    "batching.device_prefetch",
-    "batching.cache_gigabytes",
-    "data.cache_dir",
-    "training.remat",
-    "parallel.",
-    "training.keep_",
-)
-
-
-def _differences(saved: ExperimentConfig, wanted: ExperimentConfig) -> str:
-    theirs, ours = flatten(to_dict(saved)), flatten(to_dict(wanted))
-    different = sorted(key for key in ours if theirs[key] != ours[key] and not key.startswith(_FREE))
-    return ", ".join(f"{key} is {theirs[key]!r} there, {ours[key]!r} wanted" for key in different)

@@ -5,10 +5,12 @@ import os
 import shutil
 import tempfile
 
-# Read by jax when it is imported first, here and in the programs that tests start. Compiling takes most of the time of
-# the tests, and a third of it without LLVM's optimisation; XLA_FLAGS=--xla_backend_optimization_level=3 asks for it.
-_FLAGS = ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0")
-os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()  # the last one counts
+from tests.quick_compilation import FLAGS
+
+# Read by jax when it is imported first, here and in the programs that tests start. Of flags given twice the last one
+# counts: XLA_FLAGS=--xla_backend_optimization_level=3 asks for LLVM's optimisation.
+_FLAGS = ["--xla_force_host_platform_device_count=8", *FLAGS]
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests train the same small model: its programs are compiled once for all of them, and for all their processes.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -1,4 +1,4 @@
-"""``train.py`` as one of several processes; the last one is killed after the checkpoint of step ``$KILLED_AFTER``."""
+"""``train.py`` as one of several processes; the last gets ``$SIGNAL`` when step ``$SIGNAL_AFTER`` is saved."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ from i3d_jax.training.checkpoint import Checkpoints
 
 def save(checkpoints, state, real=Checkpoints.save):
     real(checkpoints, state)
-    if int(state.step) == int(os.environ["KILLED_AFTER"]):
+    if int(state.step) == int(os.environ["SIGNAL_AFTER"]):
         checkpoints.wait()
         if jax.process_index() == jax.process_count() - 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
 
 
 if __name__ == "__main__":
-    if "KILLED_AFTER" in os.environ:
+    if "SIGNAL_AFTER" in os.environ:
         Checkpoints.save = save
     run_program(train.main)

@@ -17,7 +17,7 @@ from i3d_jax.data.corpora import Corpus, Utterance
 from i3d_jax.experiment import ExperimentConfig, load_config, run_program, save_config
 from i3d_jax.inference import recognizer as recognizer_module
 from i3d_jax.inference.evaluation import EvaluationConfig, check_lengths, evaluate
-from i3d_jax.runner import prepare_data
+from i3d_jax.training_data import prepare_data
 from i3d_jax.validation import validate_config
 
 ROOT = Path(__file__).parents[1]

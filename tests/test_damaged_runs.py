@@ -67,7 +67,7 @@ def test_a_run_of_an_earlier_version_is_finished(whole, run, capsys):
 
 
 def test_what_does_not_fit_is_named_before_the_data_is_read(whole, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("i3d_jax.runner.load_corpus", None)
+    monkeypatch.setattr("i3d_jax.training_data.load_corpus", None)
     shutil.rmtree(run / "model")
     (run / "config.json").unlink()
     with pytest.raises(
@@ -103,7 +103,7 @@ def test_other_settings_are_accepted_when_asked_and_other_devices_always(whole, 
 
 
 def test_a_dense_run_that_another_process_trains_is_left_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("i3d_jax.runner.load_corpus", None)
+    monkeypatch.setattr("i3d_jax.training_data.load_corpus", None)
     shared = epath.Path(tmp_path / "dense")
     shared.mkdir()
     dense = Path(__file__).with_name("tiny_config.py")
@@ -153,7 +153,7 @@ def test_a_full_disk_stops_the_run_and_more_space_finishes_it(left, whole, small
 
 
 def test_a_read_only_folder_stops_the_run_at_once(small_disk, monkeypatch):
-    monkeypatch.setattr("i3d_jax.runner.load_corpus", None)
+    monkeypatch.setattr("i3d_jax.training_data.load_corpus", None)
     folder = small_disk("size=1m")
     (folder / "run").mkdir()
     small_disk("remount", "ro")

@@ -18,7 +18,8 @@ from i3d_jax.data.corpora import load_corpus
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import load_config, load_saved_config, parse_command_line, save_config
 from i3d_jax.family import members
-from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig
+from i3d_jax.inference.bundle import RecognizerConfig
+from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.runs import find_runs, summarize

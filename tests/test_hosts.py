@@ -1,5 +1,6 @@
 """Real processes that train together on emulated devices: the same losses, and one of them may die."""
 
+import re
 import signal
 import socket
 
@@ -9,6 +10,7 @@ from etils import epath
 
 from i3d_jax import hosts
 from i3d_jax.data.loader import Share
+from i3d_jax.training.preemption import RESUMABLE
 from tests import trainings
 from tests.trainings import losses
 
@@ -42,21 +44,27 @@ def end(processes):
     return [process.communicate(timeout=400)[0] for process in processes], [p.returncode for p in processes]
 
 
-def test_a_process_dies_and_another_number_of_them_goes_on_as_one_alone_would(tmp_path):
+def test_processes_die_or_are_ended_and_others_go_on_as_one_alone_would(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     texts, codes = end(start(alone, 1, 1))
     assert codes == [0], texts
     expected = losses(alone)
     assert sorted(expected) == list(range(1, 17))
 
-    texts, codes = end(start(together, 2, 2, "--parallel.lost-after-seconds=10", KILLED_AFTER="6"))
+    texts, codes = end(start(together, 2, 2, "--parallel.lost-after-seconds=10", SIGNAL="SIGKILL", SIGNAL_AFTER="6"))
     assert codes[1] == -signal.SIGKILL and codes[0] != 0, texts
     assert not (together / "model").exists()
     assert sorted(losses(together))[:6] == list(range(1, 7))
 
-    texts, codes = end(start(together, 4, 1, "--parallel.fsdp=2"))
-    assert codes == [0] * 4, texts
+    texts, codes = end(start(together, 4, 1, "--parallel.fsdp=2", SIGNAL="SIGTERM", SIGNAL_AFTER="9"))
+    assert codes == [RESUMABLE] * 4, texts  # asked of one, they end together, some steps later
     assert "resumed from step 6\n" in texts[0]
+    saved = int(re.search(r"ended on request after step (\d+), which is saved", texts[0])[1])
+    assert 9 <= saved < 16
+
+    texts, codes = end(start(together, 2, 1))
+    assert codes == [0] * 2, texts
+    assert f"resumed from step {saved}\n" in texts[0]
     assert "final model: average of steps [8, 16]" in texts[0]
     assert not any("step" in text for text in texts[1:])  # only the first one speaks
     assert (together / "report.json").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import signal
 import subprocess
@@ -198,22 +199,25 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     programs = trainings.keeping_programs(tmp_path / "programs")
 
-    def start(workdir):
-        return trainings.start(workdir, "--training.epochs=3", text=False, **programs)
+    def start(workdir, *arguments):
+        return trainings.start(workdir, "--training.epochs=3", *arguments, text=False, **programs)
 
     output, _ = (process := start(undisturbed)).communicate(timeout=300)
     assert process.returncode == 0, output.decode()
     assert b"\r" not in output and b"\x1b" not in output, "plain lines where there is no terminal"
     total = log_lines(undisturbed)[-1]["step"]
     for stop, how in ((total // 3, signal.SIGKILL), (2 * total // 3, signal.SIGTERM)):
-        process = start(killed)
+        process = start(killed, "--batching.num-workers=2")
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             if (lines := log_lines(killed)) and lines[-1]["step"] >= stop:
                 break
             time.sleep(0.01)
-        process.send_signal(how)
-        output, _ = process.communicate()
+        if how == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, how)  # as schedulers do
+        output, _ = process.communicate(timeout=60)  # ends with the last worker
         assert not (killed / "model").exists()
     assert process.returncode == RESUMABLE
     saved = re.search(r"train\.py: ended on request after step (\d+), which is saved; the same", output.decode())

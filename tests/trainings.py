@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.quick_compilation import FLAGS
+
 ROOT = Path(__file__).parents[1]
 
 
 def start(workdir, *arguments, script="train.py", devices=1, text=True, **variables):
-    """One process with so many emulated devices; what it prints goes to a pipe, as text or bytes."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    """One process with so many emulated devices; what it prints goes to a pipe, as text or bytes.
+
+    It leads a process group, so that a signal can go to its workers as well.
+    """
+    flags = " ".join([f"--xla_force_host_platform_device_count={devices}", *FLAGS])
     return subprocess.Popen(
         [sys.executable, script, "--config=tests/tiny_config.py", f"--workdir={workdir}", "--no-test", *arguments],
         cwd=ROOT,
@@ -21,6 +26,7 @@ def start(workdir, *arguments, script="train.py", devices=1, text=True, **variab
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=text,
+        start_new_session=True,
     )
 
 

@@ -38,7 +38,7 @@ class BatchingConfig:
     prefetch: int = 8
     """Batches read ahead."""
     device_prefetch: int = 1
-    """Batches that are copied to the devices before their step is dispatched."""
+    """Batches that are copied to the devices, by a thread, before they are asked for; 0 copies them when they are."""
     cache_gigabytes: float = 2.0
     """Decoded audio kept in memory, so that a small corpus is read from its files only once."""
     seed: int = -1

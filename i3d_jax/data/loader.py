@@ -1,9 +1,12 @@
 """From planned batches to padded arrays, read ahead by threads or processes, whose number never changes the order."""
 
+import multiprocessing
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVarTuple
 
 import numpy as np
 
@@ -14,8 +17,7 @@ from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.types import Batch
 
 Labels = Sequence[Sequence[int]]
-_Item = TypeVar("_Item")
-_Loaded = TypeVar("_Loaded")
+_Planned = TypeVarTuple("_Planned")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def iterate_batches(
     *,
     config: BatchingConfig | None = None,
     share: Share | None = None,
+    place: Callable[[Batch], Batch] | None = None,
 ) -> Iterator[tuple[int, PlannedBatch, Batch]]:
     """Iterates over steps of the plan, from any on: a resumed run gets exactly the batches that it has not seen.
 
@@ -107,6 +110,7 @@ def iterate_batches(
       steps: which, counted from 0 over all epochs.
       config: threads, worker processes, read-ahead, memory for decoded audio; None takes the planner's.
       share: of several processes that train together, whose audio is read; None reads all.
+      place: puts a batch on the devices, ``config.device_prefetch`` batches ahead in a thread; None leaves it as it is.
 
     Yields:
       (step, planned batch, loaded batch).
@@ -118,7 +122,7 @@ def iterate_batches(
     load = _LoadStep(
         corpus, labels, planner, share, _AudioMemory(corpus, config.cache_gigabytes / max(config.num_workers, 1))
     )
-    return _read_ahead(steps, load, config, config.num_workers)
+    return _read_ahead(steps, load, config, config.num_workers, place)
 
 
 def iterate_eval(
@@ -142,23 +146,44 @@ def iterate_eval(
 
 
 def _read_ahead(
-    items: Sequence[_Item], load: Callable[[_Item], _Loaded], config: BatchingConfig, workers: int = 0
-) -> Iterator[_Loaded]:
+    items: Sequence[Any],
+    load: Callable[[Any], tuple[*_Planned, Batch]],
+    config: BatchingConfig,
+    workers: int = 0,
+    place: Callable[[Batch], Batch] | None = None,
+) -> Iterator[tuple[*_Planned, Batch]]:
     import grain  # here: it takes a second, which importing us need not pay
 
     threads = max(config.num_threads, 0)
-    options = grain.ReadOptions(
-        num_threads=threads, prefetch_buffer_size=max(config.prefetch, threads) if threads else 0
-    )
-    dataset = grain.MapDataset.source(items).map(load).to_iter_dataset(options)
+    buffer = max(config.prefetch, threads) if threads else 0
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    dataset = grain.MapDataset.source(items).map(load).to_iter_dataset(reading)
     if workers:
         from absl import flags
 
         if not flags.FLAGS.is_parsed():  # grain reads an absl flag when it starts workers (google/grain#1355)
             flags.FLAGS.mark_as_parsed()
         ahead = max(1, config.prefetch // workers)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=_begin_worker)
+    if place is not None:
+        dataset = dataset.map(lambda loaded: (*loaded[:-1], place(loaded[-1])))
+        dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=config.device_prefetch)
     return iter(dataset)
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """A worker ends with its parent, and not before: signals to all processes of a job are for the parent to heed."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 @dataclass(frozen=True)

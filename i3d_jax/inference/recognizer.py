@@ -1,15 +1,9 @@
-"""The Python door: a trained model that turns audio into text.
+"""The Python door: a trained model that turns audio into text."""
 
-A *bundle* is a folder with everything a recogniser needs: ``recognizer.json`` (front end and model), ``params.npz``
-and ``tokenizer.model``. A finished run holds one in ``<run>/model``.
-"""
-
-import io
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,37 +11,19 @@ import jax
 import numpy as np
 from etils import epath
 
-from i3d_jax import files
-from i3d_jax.audio.frontend import SAMPLE_RATE, FrontendConfig, GlobalStats, num_frames
+from i3d_jax.audio.frontend import GlobalStats, num_frames
 from i3d_jax.audio.io import read_audio, resample
 from i3d_jax.data.tokenizer import Tokenizer
+from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
 from i3d_jax.inference.execution import Execution, Pipeline, Recognition
-from i3d_jax.manifest import NAME as MANIFEST
-from i3d_jax.manifest import Damaged, check_manifest, write_manifest
-from i3d_jax.model.asr import ASRModel, ModelConfig
+from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import count_flops
 from i3d_jax.model.gates import Decision, inference_decision
-from i3d_jax.model.params import flatten, unflatten
-from i3d_jax.schema import from_dict, to_dict
 from i3d_jax.types import Array
 
 MAX_SECONDS = 480.0
 """Longest audio that `Recognizer.transcribe` takes unasked: with 4 attention heads it fits into 16 GB."""
-
-
-@dataclass(frozen=True)
-class RecognizerConfig:
-    """What a bundle states about itself."""
-
-    name: str = "model"
-    """Name of the model in tables."""
-    sample_rate: int = 16000
-    """Sampling rate in Hz."""
-    frontend: FrontendConfig = field(default_factory=FrontendConfig)
-    """Log-mel features."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """Architecture."""
 
 
 @dataclass(frozen=True)
@@ -249,36 +225,12 @@ class Recognizer:
         return resample(audio.astype(np.float32), sample_rate, self.config.sample_rate)
 
     def save(self, path: str | epath.Path, dtype: str = "float32") -> None:
-        """Write a bundle; ``dtype="float16"`` halves it.
-
-        The folder is written aside and renamed, so that it is whole or absent; an existing bundle is replaced.
+        """Write a bundle, whole or not at all; ``dtype="float16"`` halves it. An existing bundle is replaced.
 
         Raises:
           ValueError: the folder holds something else than a bundle.
         """
-        path = epath.Path(path)
-        if path.exists() and not (path / "recognizer.json").exists() and any(path.iterdir()):
-            raise ValueError(f"{path} holds something that is not a model bundle; choose another folder or empty it")
-        temporary = path.parent / (path.name + ".tmp")
-        if temporary.exists():
-            temporary.rmtree()
-        temporary.mkdir(parents=True)
-        files.write_text(temporary / "recognizer.json", json.dumps(to_dict(self.config), indent=2) + "\n")
-        arrays = {f"params/{k}": np.asarray(v).astype(dtype) for k, v in flatten(self.params).items()}
-        if self.stats is not None:
-            arrays |= {f"stats/{k}": np.asarray(v, np.float32) for k, v in self.stats._asdict().items()}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        files.write_bytes(temporary / "params.npz", buffer.getvalue())
-        self.tokenizer.save(temporary / "tokenizer.model")
-        write_manifest(temporary)
-        old = path.parent / (path.name + ".old")
-        if path.exists():
-            old.rmtree(missing_ok=True)  # of a save that was killed
-            path.rename(old)
-        temporary.rename(path)
-        if old.exists():
-            old.rmtree()
+        save_bundle(Bundle(self.config, self.params, self.tokenizer, self.stats), path, dtype)
 
 
 def load(path: str | epath.PathLike) -> Recognizer:
@@ -288,66 +240,5 @@ def load(path: str | epath.PathLike) -> Recognizer:
       FileNotFoundError: no finished model there.
       ValueError: a file is damaged or missing, or the parameters do not fit the stated architecture.
     """
-    root = epath.Path(path)
-    bundle = root / "model" if (root / "model").exists() else root
-    if not (bundle / "recognizer.json").exists():
-        if (root / "config.json").exists():
-            raise FileNotFoundError(
-                f"{root}: this run has no model yet; run train.py with the same workdir to finish it"
-            )
-        raise FileNotFoundError(f"{root}: neither a finished run nor a model bundle (no recognizer.json)")
-    try:
-        return _load_bundle(bundle)
-    except Damaged as damage:
-        if bundle == root:
-            remedy = "copy or pack the bundle again"
-        else:
-            remedy = f"delete {bundle} and run train.py as before: it makes the model again from the checkpoints"
-        raise Damaged(f"{bundle} is damaged: {damage}; {remedy}") from damage
-
-
-def _load_bundle(bundle: epath.Path) -> Recognizer:
-    if (bundle / MANIFEST).exists():  # bundles of earlier versions have none
-        try:
-            check_manifest(bundle)
-        except Damaged as damage:
-            if str(damage).startswith("recognizer.json"):
-                raise Damaged(f"{damage} (if you changed it on purpose, delete {MANIFEST} there)") from damage
-            raise
-    for name in ("params.npz", "tokenizer.model"):
-        if not (bundle / name).exists():
-            raise Damaged(f"{name} is missing")
-    try:
-        config = from_dict(RecognizerConfig, json.loads((bundle / "recognizer.json").read_text()))
-    except ValueError as error:
-        raise Damaged(f"recognizer.json: {error}") from error
-    if config.sample_rate != SAMPLE_RATE:
-        raise ValueError(f"{bundle}/recognizer.json: sample_rate={config.sample_rate}: expected {SAMPLE_RATE}")
-    try:
-        tokenizer = Tokenizer.load(bundle / "tokenizer.model")
-    except ValueError as error:
-        raise Damaged(str(error).removeprefix(f"{bundle}/")) from error
-    try:
-        with np.load(io.BytesIO((bundle / "params.npz").read_bytes())) as arrays:
-            stored = {k: np.asarray(arrays[k], np.float32) for k in arrays.files}
-        flat = {k.removeprefix("params/"): v for k, v in stored.items() if k.startswith("params/")}
-        stats = {k.removeprefix("stats/"): v for k, v in stored.items() if k.startswith("stats/")}
-        global_stats = GlobalStats(**stats) if stats else None
-        params = unflatten(flat)
-    except OSError:
-        raise
-    except Exception as error:  # the readers of zip, zlib and npy raise what they like on damaged bytes
-        raise Damaged(f"params.npz cannot be read ({error})") from error
-    recognizer = Recognizer(config, params, tokenizer, global_stats)
-    expected = flatten(jax.eval_shape(recognizer.model.init, jax.random.key(0)))
-    there, wanted = ({k: tuple(v.shape) for k, v in arrays.items()} for arrays in (flat, expected))
-    wrong = sorted(k for k in there.keys() | wanted.keys() if there.get(k) != wanted.get(k))
-    if wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"{bundle}/params.npz does not fit recognizer.json and tokenizer.model ({tokenizer.vocab_size} tokens): "
-            f"{name} is {there.get(name, 'missing')} there, {wanted.get(name, 'missing')} by them ({len(wrong)} arrays "
-            "differ); put the files of one bundle together again"
-        )
-    recognizer.params = jax.device_put(params)
-    return recognizer
+    bundle = load_bundle(path)
+    return Recognizer(**bundle._replace(params=jax.device_put(bundle.params))._asdict())

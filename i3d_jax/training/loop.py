@@ -130,7 +130,7 @@ def fit(
     schedule: optax.Schedule,
     checkpoints: Checkpoints,
     runs: Sequence[Run],
-    stop: Callable[[int], bool] = lambda step: False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> TrainState:
     """Run ``batches`` through the step.
 
@@ -197,7 +197,7 @@ def fit(
         if done in evaluations or done % config.checkpoint_every_steps == 0:
             read()  # before the checkpoint: a resumed run logs from the step after it
             checkpoints.save(state)
-        if stop(done):
+        if stop():
             read()
             checkpoints.save(state)
             checkpoints.wait()

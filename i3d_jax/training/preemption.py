@@ -41,7 +41,7 @@ class Preemption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
 
-    def asked(self, step: int) -> bool:  # noqa: ARG002
+    def asked(self) -> bool:
         """Whether to end after this step; every process asks after every step."""
         if jax.process_count() == 1:
             return self._asked

@@ -1,13 +1,15 @@
 """A trace of some training steps, for TensorBoard's profiler or https://ui.perfetto.dev."""
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from etils import epath
 
-_Batch = TypeVar("_Batch", bound=tuple)
+from i3d_jax.training.step import StepMetrics, TrainState
+from i3d_jax.types import Batch
 
 
 def parse_steps(text: str) -> range | None:
@@ -25,23 +27,61 @@ def parse_steps(text: str) -> range | None:
     return steps
 
 
-def traced(batches: Iterable[_Batch], steps: range | None, folder: epath.Path) -> Iterator[_Batch]:
-    """The same batches (index of the step from 0, ...); while those of ``steps`` run, a trace is written.
+class TracedStep:
+    """A training step, used as a context manager; while those of ``steps`` run, a trace is written.
 
-    The trace ends when the batch after the next is asked for: by then the last of the steps is done, for its metrics
-    were read.
+    Args:
+      step: (state, batch) -> (state, metrics), with ``seconds`` that went into other things.
+      done: steps done before the first call.
+      steps: counted from 1; None for no trace.
+      folder: for the trace.
+      say: told what became of it.
+
+    Attributes:
+      done: steps done.
     """
-    tracing = False
-    try:
-        for batch in batches:
-            number = batch[0] + 1
-            if steps and not tracing and number == steps.start:
-                jax.profiler.start_trace(str(folder))
-                tracing = True
-            elif tracing and steps and number > steps[-1] + 1:
-                jax.profiler.stop_trace()
-                tracing, steps = False, None
-            yield batch
-    finally:
-        if tracing:
-            jax.profiler.stop_trace()
+
+    def __init__(self, step: Any, done: int, steps: range | None, folder: epath.Path, say: Callable[[str], None]):
+        self._step, self.done, self._folder, self._say = step, done, folder, say
+        self._left = steps or range(0)
+        self._tracing = False
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Spent compiling and on the trace so far."""
+        return float(self._step.seconds) + self._seconds
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        """One step."""
+        if not self._tracing and self.done + 1 in self._left:
+            self._left = self._left[self.done + 1 - self._left.start :]
+            jax.block_until_ready(state)  # the steps before are no part of it
+            begun = time.monotonic()
+            jax.profiler.start_trace(str(self._folder))
+            self._seconds += time.monotonic() - begun
+            self._tracing = True
+        state, metrics = self._step(state, batch)
+        self.done += 1
+        if self._tracing and self.done == self._left[-1]:
+            jax.block_until_ready(state)
+            self._stop()
+        return state, metrics
+
+    def _stop(self) -> None:
+        begun = time.monotonic()
+        jax.profiler.stop_trace()
+        self._seconds += time.monotonic() - begun
+        self._tracing = False
+        whole = f"steps {self._left.start} to {self.done}" if self.done in self._left else "no whole step"
+        self._say(f"trace of {whole} in {self._folder}")
+        self._left = range(0)
+
+    def __enter__(self) -> "TracedStep":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._tracing:
+            self._stop()
+        elif self._left and kind is None:
+            self._say(f"no trace: none of the steps {self._left.start} to {self._left[-1]} ran")

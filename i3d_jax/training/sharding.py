@@ -6,10 +6,9 @@ batch, so its losses, clipping and random numbers mean the same on any number of
 communication.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,9 +16,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from i3d_jax.data.loader import Share
-from i3d_jax.types import Batch
-
-_Plan = TypeVar("_Plan")
 
 _SMALLEST_SPLIT = 4096  # elements; splitting less saves nothing and costs a message
 _STACKED = ("layers", "predictor")  # whose leading axis is that of the layers, over which the encoder scans
@@ -146,15 +142,6 @@ class Parallel:
     def put_batch(self, batch: Any) -> Any:
         """Place a host batch, rows split over the devices; of each array a process places only the rows of its own."""
         return jax.tree.map(lambda x: _put(x, self.rows), batch)
-
-    def prefetch(self, batches: Iterable[tuple[int, _Plan, Batch]], count: int) -> Iterator[tuple[int, _Plan, Batch]]:
-        """Place the batches of (step, plan, batch), ``count`` of them ahead of the one that is taken."""
-        placed: deque[tuple[int, _Plan, Batch]] = deque()
-        for step, planned, batch in batches:
-            placed.append((step, planned, self.put_batch(batch)))
-            if len(placed) > count:
-                yield placed.popleft()
-        yield from placed
 
 
 def _identity(tree: Any) -> Any:

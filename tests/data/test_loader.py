@@ -161,6 +161,36 @@ def test_worker_processes_give_the_batches_of_the_plan():
         assert_same(batch, its_batch)
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_placed_ahead_in_order(ahead, workers):
+    config = dataclasses.replace(CONFIG, device_prefetch=ahead, num_workers=workers)
+    placed = []
+
+    def place(batch):
+        placed.append(batch)
+        return batch._replace(valid=len(placed))
+
+    planner = make_planner()
+    expected = iterate_batches(CORPUS, LABELS, planner, range(2, 9))
+    batches = iterate_batches(CORPUS, LABELS, planner, range(2, 9), config=config, place=place)
+    for number, ((step, planned, batch), (its_step, its_planned, its_batch)) in enumerate(
+        zip(expected, batches, strict=True), start=1
+    ):
+        assert its_step == step and its_batch.valid == number
+        assert_same(its_planned, planned)
+        assert_same(its_batch._replace(valid=batch.valid), batch)
+        assert len(placed) <= number + (ahead + 1 if ahead else 0)  # one more is on its way
+
+
+def test_a_batch_that_cannot_be_placed_ends_the_iteration():
+    def place(batch):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(iterate_batches(CORPUS, LABELS, make_planner(), range(9), place=place))
+
+
 def test_errors_of_worker_processes_name_the_file(files, tmp_path):
     (tmp_path / "1-1-3.wav").write_bytes(b"no audio")
     config = dataclasses.replace(CONFIG, num_workers=1, batch_multiple=1)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import i3d_jax
 from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
-from i3d_jax.inference.recognizer import Recognizer, RecognizerConfig
+from i3d_jax.inference.bundle import RecognizerConfig
+from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig
 from i3d_jax.model.subsampling import SubsamplingConfig

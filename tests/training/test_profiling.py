@@ -1,29 +1,71 @@
 """Traces of training steps."""
 
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import pytest
 
-from i3d_jax.training.profiling import parse_steps, traced
+from i3d_jax.training.profiling import TracedStep, parse_steps
 
 
-def test_the_steps_asked_for_are_traced_once(tmp_path, monkeypatch):
-    calls = []
+def run(calls, first, last, steps, folder):
+    """Steps ``first`` to ``last`` are made; what happens is noted in ``calls``."""
+
+    def step(state, batch):
+        calls.append(state + 1)
+        return state + 1, jnp.ones(3).sum()
+
+    step.seconds = 1.0
+    with TracedStep(step, first - 1, parse_steps(steps), folder, calls.append) as traced:
+        for number in range(first, last + 1):
+            traced(number - 1, None)
+    return traced
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    calls, clock = [], SimpleNamespace(now=0.0)
     monkeypatch.setattr("jax.profiler.start_trace", lambda folder: calls.append("start"))
-    monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append("stop"))
-    for (index,) in traced([(i,) for i in range(8)], parse_steps("3:4"), tmp_path):
-        calls.append(index + 1)
-    assert calls == [1, 2, "start", 3, 4, 5, "stop", 6, 7, 8]
-    calls.clear()
-    for (index,) in traced([(i,) for i in range(3)], parse_steps("2:9"), tmp_path):
-        calls.append(index + 1)
-    assert calls == [1, "start", 2, 3, "stop"]
-    calls.clear()
-    assert list(traced([(5,), (6,)], parse_steps("2:3"), tmp_path)) == [(5,), (6,)] and not calls  # passed already
+
+    def stop():
+        clock.now += 5.0  # the trace is written
+        calls.append("stop")
+
+    monkeypatch.setattr("jax.profiler.stop_trace", stop)
+    monkeypatch.setattr("i3d_jax.training.profiling.time.monotonic", lambda: clock.now)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "first, last, steps, expected",
+    [
+        (1, 6, "3:4", [1, 2, "start", 3, 4, "stop", "trace of steps 3 to 4 in F", 5, 6]),
+        (1, 3, "2:9", [1, "start", 2, 3, "stop", "trace of steps 2 to 3 in F"]),  # the training is shorter
+        (1, 3, "3:3", [1, 2, "start", 3, "stop", "trace of steps 3 to 3 in F"]),  # the last step
+        (4, 6, "3:5", ["start", 4, 5, "stop", "trace of steps 4 to 5 in F", 6]),  # resumed among them
+        (6, 7, "2:3", [6, 7, "no trace: none of the steps 2 to 3 ran"]),  # resumed after them
+        (1, 2, "", [1, 2]),
+    ],
+)
+def test_the_steps_asked_for_are_traced_once(first, last, steps, expected, calls):
+    traced = run(calls, first, last, steps, "F")
+    assert calls == expected
+    assert traced.seconds == 1.0 + 5.0 * ("stop" in expected)  # not time spent on training
+
+
+def test_a_training_that_fails_keeps_its_trace(calls):
+    def step(state, batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), TracedStep(step, 0, range(1, 3), "F", calls.append) as traced:
+        step.seconds = 0.0
+        traced(0, None)
+    assert calls == ["start", "stop", "trace of no whole step in F"]
 
 
 def test_a_trace_is_written(tmp_path):
-    for _ in traced([(0,)], parse_steps("1:1"), tmp_path):
-        jnp.ones(3).sum().block_until_ready()
+    said = []
+    run(said, 1, 2, "1:1", tmp_path)
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
