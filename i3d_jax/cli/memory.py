@@ -93,27 +93,29 @@ def largest_batch(
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 tried[count] = None  # more than the device has, says its compiler
-        found = tried[count]
-        return found.bytes if found else math.inf
+        figures = tried[count]
+        return figures.bytes if figures else math.inf
+
+    def promised(low: int, high: int) -> int:
+        """The largest that fits by the line through two sizes; in the middle if there is none."""
+        if math.isinf(size(high)):
+            return (low + high) // 2
+        slope = (size(high) - size(low)) / (high - low)
+        return low + math.floor((budget - size(low)) / max(slope, 1))
+
+    def found(count: int) -> tuple[BatchShape, ProgramFigures | None]:
+        return replace(shape, rows=count * multiple), tried[count]
 
     if size(1) > budget:
         return replace(shape, rows=0), tried[1]
     low, high = 1, 2
-    while True:
-        slope = (size(high) - size(low)) / (high - low)
-        promised = 0 if math.isinf(slope) else math.floor((budget - size(low)) / max(slope, 1))
-        guess = (low + high) // 2 if math.isinf(slope) else low + promised
-        if size(high) <= budget:
-            if guess <= high:
-                break
-            low, high = high, guess
-        elif guess == low:
-            return replace(shape, rows=low * multiple), tried[low]
-        elif size(guess) <= budget:
-            low = guess
-        else:
-            high = guess
-    return replace(shape, rows=high * multiple), tried[high]
+    while size(high) <= budget:
+        if (guess := promised(low, high)) <= high:
+            return found(high)
+        low, high = high, guess
+    while (guess := promised(low, high)) > low:
+        low, high = (guess, high) if size(guess) <= budget else (low, guess)
+    return found(low)
 
 
 if __name__ == "__main__":

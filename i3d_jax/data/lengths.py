@@ -95,16 +95,18 @@ class LengthClasses:
         """[U] uint8 bucket of each utterance."""
         found = np.empty(len(self._lengths), np.uint8)
         for part in self._lengths.parts():
-            found[part] = self._bucket_of[self._lengths.drawn(draws, part), self._class_of[part]]
+            found[part] = self._buckets(draws, part)
         return found
 
     def sizes(self, draws: Draws) -> np.ndarray:
         """[buckets] utterances in each."""
         sizes = np.zeros(self._num_buckets, np.int64)
         for part in self._lengths.parts():
-            found = self._bucket_of[self._lengths.drawn(draws, part), self._class_of[part]]
-            sizes += np.bincount(found, minlength=len(sizes))
+            sizes += np.bincount(self._buckets(draws, part), minlength=len(sizes))
         return sizes
+
+    def _buckets(self, draws: Draws, part: slice) -> np.ndarray:
+        return self._bucket_of[self._lengths.drawn(draws, part), self._class_of[part]]
 
 
 def integer(most: int) -> Any:
