@@ -36,7 +36,8 @@ CONFIG = Path(__file__).with_name("tiny_config.py")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    train_script.main([f"--config={CONFIG}", f"--workdir={workdir}", "--training.epochs=12"])
+    arguments = ("--training.epochs=12", "--training.checkpoint-every-steps=1000")
+    train_script.main([f"--config={CONFIG}", f"--workdir={workdir}", *arguments])
     return workdir
 
 
