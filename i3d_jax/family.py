@@ -1,5 +1,6 @@
 """The members of a family: what each would be as a run of its own, and the table over them."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from etils import epath
 from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.report import ReportRow, align_columns
 from i3d_jax.training.family import FamilyConfig
+from i3d_jax.training.warm_start import WarmStartConfig
 
 
 class FamilyMember(NamedTuple):
@@ -41,7 +43,7 @@ def members(config: ExperimentConfig, workdir: epath.Path) -> list[FamilyMember]
     alone = replace(
         alone,
         batching=replace(config.batching, seed=config.data_seed),
-        warm_start=replace(source, run="" if dense is None else str(dense)),
+        warm_start=WarmStartConfig() if dense is None else replace(source, run=_absolute(dense), config=""),
     )
     found = []
     for weight in weights:
@@ -52,6 +54,10 @@ def members(config: ExperimentConfig, workdir: epath.Path) -> list[FamilyMember]
             )
             found.append(FamilyMember(name, workdir / name, own))
     return found
+
+
+def _absolute(path: epath.Path) -> str:
+    return str(path) if "://" in str(path) else os.path.abspath(path)
 
 
 def _short(number: float) -> str:

@@ -48,6 +48,7 @@ def start(coordinator: str = "", lost_after_seconds: int = 100) -> None:
         first = str(error).partition("\n")[0]
         raise ValueError(f"parallel.coordinator={address}: the processes did not find each other ({first})") from error
     progress.set_quiet(not is_first())
+    wait("start")  # the first collective may not take long: the backends connect in it
 
 
 def _number(variable: str, address: str) -> int:

@@ -23,9 +23,10 @@ from i3d_jax.inference.execution import Pipeline
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.gates import inference_decision
 from i3d_jax.training.compiled import program_bytes
+from i3d_jax.training.family import Stacked
 from i3d_jax.training.optimizer import make_optimizer
 from i3d_jax.training.sharding import Parallel
-from i3d_jax.training.step import Member, StepConfig, init_state, make_train_step
+from i3d_jax.training.step import Member, StepConfig, make_train_step
 from i3d_jax.types import Batch
 
 Program = Literal["train", "masked", "conditional"]
@@ -122,7 +123,7 @@ def abstract(
     if config.frontend.normalization == "global":
         stats = GlobalStats(np.zeros(mels, np.float32), np.ones(mels, np.float32))
     optimizer = make_optimizer(config.optimizer, 100_000)
-    state = jax.eval_shape(lambda: init_state(model.init(jax.random.key(0)), optimizer))
+    params = jax.eval_shape(model.init, jax.random.key(0))
     samples = round(shape.seconds * config.data.sample_rate)
     rows, shaped = (shape.rows,), jax.ShapeDtypeStruct
     fields: list[Any] = [
@@ -136,14 +137,19 @@ def abstract(
     batch = Batch(*fields)
     if program == "train":
         parallel = Parallel.over_devices(config.parallel, shape.rows, devices or jax.devices()[:1])
-        function = jit_train_step(config, model, optimizer, stats, parallel, state if devices else None)
+        stacked = Stacked(config.family.size)
+        state = jax.eval_shape(lambda own: stacked.init_state([own] * stacked.count, optimizer), params)
+        split = state if devices and stacked.count == 1 else None
+        function = jit_train_step(config, model, optimizer, stats, parallel, split)
+        if stacked.count > 1:
+            function = stacked.map(function, parallel)
         if devices:
             state = jax.tree.map(_placed, state, parallel.shardings(state))
             batch = jax.tree.map(lambda x: _placed(x, parallel.rows), batch)
-        return function, (state, batch, member_of(config))
+        return function, (state, batch, stacked.join([member_of(config)] * stacked.count))
     pipeline = Pipeline(config.frontend, model, stats, devices)
     run = pipeline.masked if program == "masked" else pipeline.conditional
-    return run, (state.params, batch.waveform, batch.num_samples, inference_decision(config.model.gates))
+    return run, (params, batch.waveform, batch.num_samples, inference_decision(config.model.gates))
 
 
 def _placed(x: Any, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -22,6 +22,18 @@ def is_finished(workdir: epath.Path) -> bool:
     return (workdir / "model" / "recognizer.json").exists()
 
 
+def family_of(workdir: epath.Path) -> epath.Path | None:
+    """The folder of the family that a run is a member of, if it is one."""
+    saved = workdir.parent / "config.json"
+    if not saved.exists():
+        return None
+    try:
+        family = members(load_saved_config(saved), workdir.parent)
+    except ValueError:  # not ours, or damaged
+        return None
+    return workdir.parent if len(family) > 1 and workdir in {member.folder for member in family} else None
+
+
 # Candidates are ranked by it: scores of one kind mean nothing beside those of the other.
 _NEVER_CHANGED = "training.best_by"
 
@@ -34,13 +46,18 @@ def claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -
     Raises:
       ValueError: the folder holds a run of other settings, which are named.
     """
+    if (family := family_of(workdir)) is not None:
+        raise ValueError(
+            f"{workdir} is a member of the family in {family}, which trains it: give --workdir={family} with the "
+            "family's settings to go on with it, or choose another --workdir"
+        )
     saved = workdir / "config.json"
     tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
     begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
     if saved.exists() and begun and (different := _differences(theirs := load_saved_config(saved), config)):
         folders = [member.folder for member in members(config, workdir)]
         others = folders != [member.folder for member in members(theirs, workdir)]
-        finished = all(map(is_finished, folders))
+        finished = any(map(is_finished, folders))
         if finished or others or _NEVER_CHANGED in different:
             changed = "members of the family" if others else _NEVER_CHANGED
             why = "is finished" if finished else f"cannot go on with other {changed}"
@@ -104,12 +121,12 @@ def _shared_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 @contextmanager
 def bad_utterances_kept(workdir: epath.Path) -> Iterator[None]:
-    """Writes ``diverged.json``, step -> ids of its utterances, when a training is given up."""
+    """Writes ``diverged.json``, step -> ids of its utterances, when a training, or a member of it, is given up."""
     try:
         yield
     except TrainingDiverged as error:
         if hosts.is_first():
-            files.write_text(workdir / "diverged.json", json.dumps(error.utterances, indent=1) + "\n")
+            files.write_text(workdir / error.run / "diverged.json", json.dumps(error.utterances, indent=1) + "\n")
         raise
 
 

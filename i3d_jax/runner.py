@@ -102,8 +102,14 @@ def train_family(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held, hosts.lost_process_named(workdir):
-        hosts.first(lambda: bool(held.enter_context(FolderLock(workdir, say=log))))
+        hosts.first(lambda: _lock({workdir, *(member.folder for member in members(config, workdir))}, held))
         return _train(config, workdir, accept_changes, profile)
+
+
+def _lock(folders: set[epath.Path], held: ExitStack) -> None:
+    for folder in sorted(folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(FolderLock(folder, say=log))
 
 
 def _train(
@@ -116,7 +122,7 @@ def _train(
     hosts.first(lambda: claim(config, workdir, accept_changes))
     folders = [member.folder for member in family]
     if hosts.first(lambda: all(map(is_finished, folders))):
-        log(f"{workdir} is finished already")
+        log(f"{workdir} is finished already{': no steps are traced' if profile else ''}")
         return [load(folder) for folder in folders]
     dense = dense_model(config, workdir, accept_changes)
     training, traced = config.training, profile if hosts.is_first() else None
@@ -234,8 +240,10 @@ def _fit(
             )
             opened.enter_context(logger)
             evaluate = partial(dev_metrics, member.config, data.dev, models[0], parallel, logger)
-            runs.append(Run(logger, Meter(data.train, flops, peak), evaluate, member.name))
+            meter = Meter(data.train, lambda planned: stacked.count * flops(planned), peak)
+            runs.append(Run(logger, meter, evaluate, member.name))
         say = runs[0].logger.message
+        opened.callback(batches.close)
         compiled = CompiledStep(step, arguments, len(data.planner.buckets), say)
         state = fit(
             state,

@@ -18,6 +18,7 @@ from i3d_jax.data.corpora import load_corpus
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import load_config, load_saved_config, parse_command_line, save_config
 from i3d_jax.family import members
+from i3d_jax.folder_lock import FolderLock
 from i3d_jax.inference.bundle import RecognizerConfig
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.model.asr import ASRModel
@@ -88,7 +89,7 @@ def test_every_member_is_a_run_and_one_table_is_over_all(family, dense, capsys):
     list_runs([str(family), "--format=csv"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES) and "seed" in printed
-    with pytest.raises(FileNotFoundError, match="has no model"):
+    with pytest.raises(FileNotFoundError, match=f"a family of runs; give one of them, such as {family}/{NAMES[0]}"):
         i3d_jax.load(family)
 
 
@@ -96,7 +97,9 @@ def test_a_member_is_what_its_configuration_makes_alone(family, dense, tmp_path)
     member = family / NAMES[1]
     config = load_saved_config(member / "config.json")
     assert (config.seed, config.batching.seed, config.loss.utility_weight) == (1, 0, 4.0)
-    assert config.family == FamilyConfig() and config.warm_start.run == str(dense)
+    assert config.family == FamilyConfig() and config.warm_start == WarmStartConfig(run=str(dense))
+    with pytest.raises(ValueError, match=rf"{NAMES[1]} is a member of the family in {family}, which trains it"):
+        runner.train(config, epath.Path(member))
     runner.train(config, epath.Path(tmp_path))
     ours, theirs = losses(member), losses(tmp_path)
     assert list(ours) == list(theirs) == list(range(1, 17))
@@ -109,6 +112,13 @@ def test_a_member_is_what_its_configuration_makes_alone(family, dense, tmp_path)
         assert a.files == b.files
         for name in set(a.files) - {"params/layers/mha/qkv/bias"}:  # softmax ignores the key bias: Adam scales noise
             np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_a_member_that_is_trained_elsewhere_is_left_to_it(settings, tmp_path):
+    member = epath.Path(tmp_path / NAMES[1])
+    member.mkdir()
+    with FolderLock(member), pytest.raises(ValueError, match=f"{member} is being trained by process"):
+        train_script.main([*settings, f"--workdir={tmp_path}"])
 
 
 def test_a_killed_family_is_resumed_bit_equal(family, settings, tmp_path, monkeypatch, capsys):
@@ -135,6 +145,11 @@ def test_a_killed_family_is_resumed_bit_equal(family, settings, tmp_path, monkey
         assert same_parameters(tmp_path / name, family / name)
         assert losses(tmp_path / name) == losses(family / name)
         assert [line["step"] for line in log_lines(tmp_path / name, "dev")] == [8, 16]
+    # Killed before the model of the second was written: the same settings complete it, others do not.
+    (tmp_path / NAMES[1] / "model").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="is finished and holds a run with other settings"):
+        train_script.main([*arguments, "--training.epochs=3", "--accept-changes"])
+    (tmp_path / "elsewhere").rename(tmp_path / NAMES[1] / "model")
     before = (tmp_path / NAMES[0] / "log.jsonl").read_text()
     finished = load_saved_config(tmp_path / "config.json")
     assert len(runner.train_family(finished, epath.Path(tmp_path))) == 2

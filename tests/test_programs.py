@@ -11,6 +11,7 @@ from i3d_jax.cli import memory
 from i3d_jax.data.batching import BatchPlanner
 from i3d_jax.experiment import load_config
 from i3d_jax.programs import BatchShape, ProgramFigures, abstract, collectives, compile_ahead, topology_devices
+from i3d_jax.training.family import FamilyConfig
 from i3d_jax.training.sharding import ParallelConfig
 
 
@@ -39,6 +40,11 @@ def test_programs_are_made_without_data():
     figures = compile_ahead(config, "conditional", shape, devices)
     assert figures.collectives == {}  # every device skips by its own rows
     assert figures.bytes > figures.argument_bytes > 2 * 8000 * 4
+    family = replace(config, parallel=ParallelConfig(), family=FamilyConfig(seeds=3))
+    function, arguments = abstract(family, "train", shape, devices)
+    assert arguments[0].params["subsampling"]["out"]["kernel"].shape == (3, *kernel.shape)
+    assert jax.eval_shape(function, *arguments)[1].totals.loss.shape == (3,)
+    assert abstract(family, "masked", shape, devices)[1][0]["subsampling"]["out"]["kernel"].shape == kernel.shape
     with pytest.raises(ValueError, match=r"batch_multiple=6 is not a multiple of the 4 devices"):
         abstract(config, "train", BatchShape(6, 0.5, 4), devices)
 

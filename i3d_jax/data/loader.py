@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVarTuple
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.types import Batch
 
 Labels = Sequence[Sequence[int]]
-_Planned = TypeVarTuple("_Planned")
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,22 @@ class Share:
     def rows(self, batch_size: int) -> np.ndarray:
         """[batch_size] bool, True for rows of this process."""
         return np.isin(np.arange(batch_size) * self.parts // batch_size, self.own)
+
+
+class Batches(Protocol):
+    """Iterator over (step, planned batch, loaded batch) that can be closed before its end."""
+
+    def __iter__(self) -> Iterator[tuple[int, PlannedBatch, Batch]]:
+        """Itself."""
+        ...
+
+    def __next__(self) -> tuple[int, PlannedBatch, Batch]:
+        """The next one."""
+        ...
+
+    def close(self) -> None:
+        """End threads and processes."""
+        ...
 
 
 def load_batch(
@@ -100,7 +115,7 @@ def iterate_batches(
     config: BatchingConfig | None = None,
     share: Share | None = None,
     place: Callable[[Batch], Batch] | None = None,
-) -> Iterator[tuple[int, PlannedBatch, Batch]]:
+) -> Batches:
     """Iterates over steps of the plan, from any on: a resumed run gets exactly the batches that it has not seen.
 
     Args:
@@ -147,11 +162,11 @@ def iterate_eval(
 
 def _read_ahead(
     items: Sequence[Any],
-    load: Callable[[Any], tuple[*_Planned, Batch]],
+    load: Callable[[Any], tuple[Any, ...]],
     config: BatchingConfig,
     workers: int = 0,
     place: Callable[[Batch], Batch] | None = None,
-) -> Iterator[tuple[*_Planned, Batch]]:
+) -> Any:
     import grain  # here: it takes a second, which importing us need not pay
 
     threads = max(config.num_threads, 0)

@@ -99,6 +99,8 @@ def load_bundle(path: str | epath.PathLike) -> Bundle:
     root = epath.Path(path)
     bundle = root / "model" if (root / "model").exists() else root
     if not (bundle / "recognizer.json").exists():
+        if names := sorted(path.parent.parent.name for path in root.glob("*-lambda*/model/recognizer.json")):
+            raise FileNotFoundError(f"{root}: a family of runs; give one of them, such as {root / names[0]}")
         if (root / "config.json").exists():
             raise FileNotFoundError(
                 f"{root}: this run has no model yet; run train.py with the same workdir to finish it"

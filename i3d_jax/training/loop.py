@@ -53,11 +53,13 @@ class TrainingDiverged(RuntimeError):
 
     Attributes:
       utterances: ids of the utterances of each of these steps.
+      run: name of the member of a family; empty for a training alone.
     """
 
-    def __init__(self, message: str, utterances: Mapping[int, Sequence[str]]):
+    def __init__(self, message: str, utterances: Mapping[int, Sequence[str]], run: str = ""):
         super().__init__(message)
         self.utterances = dict(utterances)
+        self.run = run
 
 
 class Step(Protocol):
@@ -110,6 +112,7 @@ class Run:
                 f"{title}{bad} consecutive steps with a non-finite loss or gradient, the last on {names}: "
                 "lower optimizer.learning-rate or check these utterances",
                 self.bad_batches,
+                self.name,
             )
 
 

@@ -2,7 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -57,10 +58,7 @@ class TracedStep:
         if not self._tracing and self.done + 1 in self._left:
             self._left = self._left[self.done + 1 - self._left.start :]
             jax.block_until_ready(state)  # the steps before are no part of it
-            begun = time.monotonic()
-            jax.profiler.start_trace(str(self._folder))
-            self._seconds += time.monotonic() - begun
-            self._tracing = True
+            self._start()
         state, metrics = self._step(state, batch)
         self.done += 1
         if self._tracing and self.done == self._left[-1]:
@@ -68,14 +66,30 @@ class TracedStep:
             self._stop()
         return state, metrics
 
+    def _start(self) -> None:
+        with self._noting():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            jax.profiler.start_trace(str(self._folder))
+            self._tracing = True
+
     def _stop(self) -> None:
-        begun = time.monotonic()
-        jax.profiler.stop_trace()
-        self._seconds += time.monotonic() - begun
         self._tracing = False
         whole = f"steps {self._left.start} to {self.done}" if self.done in self._left else "no whole step"
-        self._say(f"trace of {whole} in {self._folder}")
+        with self._noting():
+            jax.profiler.stop_trace()
+            self._say(f"trace of {whole} in {self._folder}")
         self._left = range(0)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Notes the time; a trace that fails is said and does not end the training."""
+        begun = time.monotonic()
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            self._say(f"no trace in {self._folder}: {str(error).partition(chr(10))[0]}")
+            self._left = range(0)
+        self._seconds += time.monotonic() - begun
 
     def __enter__(self) -> "TracedStep":
         return self

@@ -85,7 +85,7 @@ def test_single_bad_steps_are_passed_over():
 def test_the_member_of_a_family_that_diverged_is_named():
     with pytest.raises(TrainingDiverged, match="seed1: 3 consecutive steps with a non-finite") as caught:
         run([(0, 0), (1, 0), (2, 1), (0, 2), (0, 3), (0, 0), (0, 0), (0, 0)], names=("seed0", "seed1"))
-    assert list(caught.value.utterances) == [3, 4, 5]
+    assert list(caught.value.utterances) == [3, 4, 5] and caught.value.run == "seed1"
     lines = [("seed0", 2), ("seed0", 3), ("seed1", 3), ("seed1", 4), ("seed1", 5)]
     assert [line.partition(": loss")[0] for line in run.lines] == [f"{name}: step {step}" for name, step in lines]
 

@@ -47,20 +47,29 @@ def calls(monkeypatch):
         (1, 2, "", [1, 2]),
     ],
 )
-def test_the_steps_asked_for_are_traced_once(first, last, steps, expected, calls):
-    traced = run(calls, first, last, steps, "F")
-    assert calls == expected
+def test_the_steps_asked_for_are_traced_once(first, last, steps, expected, calls, tmp_path):
+    traced = run(calls, first, last, steps, tmp_path)
+    assert [call if isinstance(call, int) else call.replace(str(tmp_path), "F") for call in calls] == expected
     assert traced.seconds == 1.0 + 5.0 * ("stop" in expected)  # not time spent on training
 
 
-def test_a_training_that_fails_keeps_its_trace(calls):
+def test_a_training_that_fails_keeps_its_trace(calls, tmp_path):
     def step(state, batch):
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), TracedStep(step, 0, range(1, 3), "F", calls.append) as traced:
+    with pytest.raises(KeyboardInterrupt), TracedStep(step, 0, range(1, 3), tmp_path, calls.append) as traced:
         step.seconds = 0.0
         traced(0, None)
-    assert calls == ["start", "stop", "trace of no whole step in F"]
+    assert calls == ["start", "stop", f"trace of no whole step in {tmp_path}"]
+
+
+def test_a_trace_that_cannot_be_written_ends_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    said = []
+    run(said, 1, 3, "1:2", tmp_path / "file" / "profile")
+    assert said[0].startswith(f"no trace in {tmp_path}/file/profile: ") and said[1:] == [1, 2, 3]
+    run(said, 1, 1, "1:1", tmp_path)  # another trace can be begun
+    assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 def test_a_trace_is_written(tmp_path):
