@@ -1,12 +1,12 @@
 """The members of a family: what each would be as a run of its own, and the table over them."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from etils import epath
 
+from i3d_jax import files
 from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.report import ReportRow, align_columns
 from i3d_jax.training.family import FamilyConfig
@@ -43,7 +43,7 @@ def members(config: ExperimentConfig, workdir: epath.Path) -> list[FamilyMember]
     alone = replace(
         alone,
         batching=replace(config.batching, seed=config.data_seed),
-        warm_start=WarmStartConfig() if dense is None else replace(source, run=_absolute(dense), config=""),
+        warm_start=WarmStartConfig() if dense is None else replace(source, run=str(files.absolute(dense)), config=""),
     )
     found = []
     for weight in weights:
@@ -54,10 +54,6 @@ def members(config: ExperimentConfig, workdir: epath.Path) -> list[FamilyMember]
             )
             found.append(FamilyMember(name, workdir / name, own))
     return found
-
-
-def _absolute(path: epath.Path) -> str:
-    return str(path) if "://" in str(path) else os.path.abspath(path)
 
 
 def _short(number: float) -> str:

@@ -11,6 +11,11 @@ from typing import Any
 from etils import epath
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path from the root; that of a cloud storage is one already."""
+    return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).absolute()
+
+
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
     """Writes ``data`` to ``path`` through a temporary neighbour and a rename: readers see the old file or the new one.
 

@@ -85,6 +85,8 @@ def jit_train_step(
 ) -> Any:
     """(state, batch, member) -> (state, metrics), jitted: the state is replaced in its place, split by the rule.
 
+    Of a family all but the batch is stacked (`Stacked`), and nothing is split.
+
     Args:
       config: the experiment.
       model: what is trained.
@@ -96,11 +98,11 @@ def jit_train_step(
     step_config = StepConfig(
         config.frontend, config.augment, config.loss, config.parallel.accumulate, config.training.remat
     )
-    return jax.jit(
-        make_train_step(model, step_config, optimizer, stats, parallel.gather),
-        donate_argnums=0,
-        out_shardings=None if state is None else (parallel.shardings(state), parallel.replicated),
-    )
+    step = make_train_step(model, step_config, optimizer, stats, parallel.gather)
+    if config.family.size > 1:
+        return Stacked(config.family.size).map(step, parallel)
+    split = None if state is None else (parallel.shardings(state), parallel.replicated)
+    return jax.jit(step, donate_argnums=0, out_shardings=split)
 
 
 def abstract(
@@ -139,10 +141,7 @@ def abstract(
         parallel = Parallel.over_devices(config.parallel, shape.rows, devices or jax.devices()[:1])
         stacked = Stacked(config.family.size)
         state = jax.eval_shape(lambda own: stacked.init_state([own] * stacked.count, optimizer), params)
-        split = state if devices and stacked.count == 1 else None
-        function = jit_train_step(config, model, optimizer, stats, parallel, split)
-        if stacked.count > 1:
-            function = stacked.map(function, parallel)
+        function = jit_train_step(config, model, optimizer, stats, parallel, state if devices else None)
         if devices:
             state = jax.tree.map(_placed, state, parallel.shardings(state))
             batch = jax.tree.map(lambda x: _placed(x, parallel.rows), batch)

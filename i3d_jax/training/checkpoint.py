@@ -12,15 +12,11 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from i3d_jax import hosts
+from i3d_jax import files, hosts
 from i3d_jax.manifest import Damaged
 from i3d_jax.training import recovery
 from i3d_jax.training.saving import UNFINISHED, Saver, barrier
 from i3d_jax.training.step import TrainState
-
-
-def _absolute(path: str | epath.Path) -> epath.Path:
-    return epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
 
 
 def _abstract(tree: Any) -> Any:
@@ -64,8 +60,8 @@ class Checkpoints:
         Raises:
           ValueError: there are checkpoints, but none is good.
         """
-        self._workdir = _absolute(workdir)
-        self._members = [_absolute(folder) for folder in members] or [self._workdir]
+        self._workdir = files.absolute(workdir)
+        self._members = [files.absolute(folder) for folder in members] or [self._workdir]
         self._say = say
         self._notes: dict[str, Any] = {}
         self._saved_notes = hosts.first(self._recover)
