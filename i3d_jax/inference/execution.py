@@ -19,7 +19,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
-from i3d_jax.inference.decoding import greedy_decode
+from i3d_jax.inference.decoding import frame_path, merge_repeats
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Execute, LayerFns, Params, compacted, conditional, encode_layer, masked
 from i3d_jax.model.gates import Decision, settled
@@ -42,7 +42,8 @@ def best_execution(rows: int) -> Execution:
 class Recognition(NamedTuple):
     """Tokens [B, T] (0 beyond num_tokens [B]), gates [B, N, M] bool, gate probabilities [B, N, M], frames [B].
 
-    ``num_frames`` counts feature frames, before subsampling.
+    ``num_frames`` counts feature frames, before subsampling; ``path`` and ``blank_margin`` [B, T] are those of
+    `frame_path`.
     """
 
     tokens: Array
@@ -50,6 +51,8 @@ class Recognition(NamedTuple):
     gates: Array
     gate_probabilities: Array
     num_frames: Array
+    path: Array
+    blank_margin: Array
 
 
 class Start(NamedTuple):
@@ -73,7 +76,13 @@ class EagerPieces(NamedTuple):
     predict: Callable[..., jax.Array]
     decide: Callable[..., jax.Array]
     probability: Callable[..., jax.Array]
-    finish: Callable[..., tuple[jax.Array, jax.Array]]
+    finish: Callable[..., tuple[jax.Array, ...]]
+
+
+def _decode(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Tokens, their numbers, path and margins of the blank, as in `Recognition`."""
+    path, blank_margin = frame_path(logits, mask)
+    return *merge_repeats(path), path, blank_margin
 
 
 class Pipeline:
@@ -145,8 +154,9 @@ class Pipeline:
     ) -> Recognition:
         features, mask = self.features(waveform, num_samples)
         output = self.model.apply(params, features, mask, decide, execute=execute)
-        tokens, num_tokens = greedy_decode(output.logits, output.mask)
-        return Recognition(tokens, num_tokens, output.gates, output.gate_probabilities, jnp.sum(mask, axis=1))
+        tokens, num_tokens, path, blank_margin = _decode(output.logits, output.mask)
+        frames = jnp.sum(mask, axis=1)
+        return Recognition(tokens, num_tokens, output.gates, output.gate_probabilities, frames, path, blank_margin)
 
     @cached_property
     def start(self) -> Callable[[Params, Array, Array, Decision], Start]:
@@ -164,6 +174,18 @@ class Pipeline:
         return jax.jit(start)
 
     @cached_property
+    def rest(self) -> Callable[[Params, Start, Decision], Recognition]:
+        """(params, start, decide) to the result, ``compacted``: what `start` began, for any rows of one length."""
+
+        def rest(params: Params, start: Start, decide: Decision) -> Recognition:
+            encoded = self.model.encoder.apply(params, start.x, start.mask, decide, execute=self._compact)
+            decoded = _decode(self.model.project(params, encoded.x), start.mask)
+            probabilities = jnp.swapaxes(start.probabilities, 0, 1)
+            return Recognition(*decoded[:2], encoded.gates, probabilities, start.num_frames, *decoded[2:])
+
+        return jax.jit(rest)
+
+    @cached_property
     def eager_pieces(self) -> EagerPieces:
         """The pieces of the eager loop, each compiled once for each shape."""
         model, encoder = self.model, self.model.encoder
@@ -176,8 +198,8 @@ class Pipeline:
 
             return jax.jit(run)
 
-        def finish(params: Params, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return greedy_decode(model.project(params, x), mask)
+        def finish(params: Params, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
+            return _decode(model.project(params, x), mask)
 
         return EagerPieces(
             start=self.start,
@@ -278,7 +300,7 @@ class EagerProgram:
         start = self._pieces.start(self._params, waveform, num_samples, decide)
         known = None if self._local else np.asarray(start.gates)
         x, gates, logits = self.encode(start.x, start.mask, decide, known)
-        tokens, num_tokens = self._pieces.finish(self._params, x, start.mask)
+        tokens, num_tokens, path, blank_margin = self._pieces.finish(self._params, x, start.mask)
         probabilities = self._pieces.probability(np.stack(logits)) if self._local else start.probabilities
         return Recognition(
             np.asarray(tokens),
@@ -286,6 +308,8 @@ class EagerProgram:
             gates,
             np.swapaxes(np.asarray(probabilities), 0, 1),
             np.asarray(start.num_frames),
+            np.asarray(path),
+            np.asarray(blank_margin),
         )
 
 

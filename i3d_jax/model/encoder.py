@@ -137,6 +137,7 @@ def compacted(branch: BranchFn, x: jax.Array, gate: Array, context: Context, *, 
     if gate.dtype != jnp.bool_:
         raise TypeError(f"compacted execution needs boolean gates, got {gate.dtype}")
     batch, frames = x.shape[:2]
+    gate = gate & jnp.any(context.mask, axis=1)  # a row that only fills the batch needs nothing
     size = min(batch, -(-frames_at_once // max(frames, 1)))
     open_first = jnp.argsort(~gate, stable=True)
     missing = -batch % size

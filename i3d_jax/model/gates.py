@@ -181,7 +181,7 @@ class Budget(NamedTuple):
         flat = probability.reshape(cost.shape)
         limit = jnp.floor(self.share * jnp.sum(cost, axis=1)).astype(jnp.int32)
 
-        def take(spent: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def take(spent: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
             price, likely = block
             fits = likely & (spent + price <= limit)
             return spent + jnp.where(fits, price, 0), fits
