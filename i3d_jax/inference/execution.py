@@ -21,7 +21,16 @@ from jax.sharding import PartitionSpec as P
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.inference.decoding import frame_path, merge_repeats
 from i3d_jax.model.asr import ASRModel
-from i3d_jax.model.encoder import Execute, LayerFns, Params, compacted, conditional, encode_layer, masked
+from i3d_jax.model.encoder import (
+    Execute,
+    LayerFns,
+    Params,
+    compacted,
+    conditional,
+    encode_layer,
+    masked,
+    rows_at_once,
+)
 from i3d_jax.model.gates import Decision, settled
 from i3d_jax.model.layers import Context
 from i3d_jax.types import Array
@@ -34,9 +43,13 @@ _FRAMES_AT_ONCE_ELSEWHERE = 4096
 """Rows that ``compacted`` takes together have about so many encoder frames: enough to keep the device busy."""
 
 
-def best_execution(rows: int) -> Execution:
-    """The fastest execution of batches of so many rows whose gates differ: see docs/speed.md."""
-    return "conditional" if rows == 1 else "compacted"
+def best_execution(rows: int, predictor: str) -> Execution:
+    """The fastest execution of a model with this gate predictor for batches of so many rows: see docs/speed.md."""
+    if rows > 1:
+        return "masked" if predictor == "none" else "compacted"
+    # The host loop compiles two blocks instead of all layers. Local gates are read back after every layer, and an
+    # accelerator waits meanwhile.
+    return "eager" if predictor != "local" and jax.default_backend() == "cpu" else "conditional"
 
 
 class Recognition(NamedTuple):
@@ -120,8 +133,16 @@ class Pipeline:
         return self.devices[0].platform if self.devices else jax.default_backend()
 
     @cached_property
+    def _frames_at_once(self) -> int:
+        return _FRAMES_AT_ONCE.get(self._platform, _FRAMES_AT_ONCE_ELSEWHERE)
+
+    @cached_property
     def _compact(self) -> Execute:
-        return partial(compacted, frames_at_once=_FRAMES_AT_ONCE.get(self._platform, _FRAMES_AT_ONCE_ELSEWHERE))
+        return partial(compacted, frames_at_once=self._frames_at_once)
+
+    def rows_at_once(self, rows: int, frames: int) -> int:
+        """Rows of a batch of ``rows`` with so many encoder frames that ``compacted`` computes together."""
+        return rows_at_once(rows, frames, self._frames_at_once)
 
     @cached_property
     def compacted(self) -> Callable[..., Recognition]:

@@ -13,12 +13,13 @@ from etils import epath
 
 from i3d_jax.audio.frontend import GlobalStats, num_frames
 from i3d_jax.audio.io import read_audio, resample
+from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
-from i3d_jax.inference.execution import Execution, Pipeline, Recognition
+from i3d_jax.inference.execution import Execution, Pipeline, Recognition, best_execution
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Params
-from i3d_jax.model.flops import count_flops
+from i3d_jax.model.flops import budget_decision, count_flops, encoder_share
 from i3d_jax.model.gates import Decision, inference_decision
 from i3d_jax.types import Array
 
@@ -103,15 +104,38 @@ class Recognizer:
         """Names of the M gates of a layer."""
         return self.model.encoder.gate_names
 
-    def decision(self, threshold: float | None = None) -> Decision:
-        """Threshold decision; None takes the configured beta.
+    def decision(self, threshold: float | None = None, budget: float | None = None) -> Decision:
+        """The decision of a threshold, or of a compute budget.
+
+        Args:
+          threshold: beta of Eqs. 10 and 11; None takes the configured one, with a budget none at all.
+          budget: share of the FLOPs of all gated blocks, from 0 to 1. With a global predictor a hard bound for each
+            utterance: its most probable blocks that fit (of those above ``threshold``, if one is given). With local
+            predictors, whose gates are not known beforehand, the threshold that keeps to it on average over the
+            utterances of the calibration.
 
         Raises:
-          ValueError: threshold outside [0, 1].
+          ValueError: threshold or budget outside [0, 1]; a budget for a model without gates, for local predictors
+            without a calibration, or together with their threshold.
         """
-        if threshold is not None and not 0.0 <= threshold <= 1.0:
-            raise ValueError(f"threshold={threshold} is not a probability: give a number from 0 to 1")
-        return inference_decision(self.config.model.gates, threshold)
+        for name, value in (("threshold", threshold), ("budget", budget)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                what = "a probability" if name == "threshold" else "a share of the encoder's FLOPs"
+                raise ValueError(f"{name}={value} is not {what}: give a number from 0 to 1")
+        gates = self.config.model.gates
+        if budget is None:
+            return inference_decision(gates, threshold)
+        if gates.predictor == "none":
+            raise ValueError(f"budget={budget}: {self.config.name} has no gates, its encoder is always executed whole")
+        if gates.predictor == "global":
+            return budget_decision(self.config.model, budget, -1.0 if threshold is None else threshold)
+        if threshold is not None:
+            raise ValueError("give either threshold or budget: with local predictors a budget is a threshold")
+        return inference_decision(gates, self.config.calibration.threshold(budget))
+
+    def best_execution(self, rows: int) -> Execution:
+        """The fastest execution of batches of so many rows: see docs/speed.md."""
+        return best_execution(rows, self.config.model.gates.predictor)
 
     def recognize(
         self,
@@ -129,6 +153,13 @@ class Recognizer:
             program = self._programs[execution, split] = pipeline.program(execution, self.params)
         recognition: Recognition = fetch(program(waveform, num_samples, decide))
         return recognition
+
+    def regroups(self, shape: tuple[int, ...], execution: Execution) -> bool:
+        """Whether batches [B, S] of this shape gain from being regrouped by gate pattern (`inference.scheduler`)."""
+        if self.split is not None or execution != "compacted" or self.config.model.gates.predictor != "global":
+            return False
+        frames = self.model.num_encoder_frames(int(num_frames(self.config.frontend, shape[1])))
+        return 1 < self.pipeline.rows_at_once(shape[0], frames) < shape[0]
 
     def text(self, recognition: Recognition, row: int = 0) -> str:
         """Words of one row."""
@@ -148,6 +179,11 @@ class Recognizer:
             )
             / 1e9
         )
+
+    def encoder_share(self, recognition: Recognition) -> np.ndarray:
+        """FLOPs of the open gates' blocks as a share of those of all gated blocks: [B]."""
+        frames, gates = np.asarray(recognition.num_frames), np.asarray(recognition.gates)
+        return encoder_share(self.config.model, frames, gates)
 
     def transcribe(
         self,
@@ -234,11 +270,12 @@ class Recognizer:
 
 
 def load(path: str | epath.PathLike) -> Recognizer:
-    """Load a run directory or a bundle.
+    """Load a run directory or a bundle; from then on compiled programs are kept on disk (`keep_programs`).
 
     Raises:
       FileNotFoundError: no finished model there.
       ValueError: a file is damaged or missing, or the parameters do not fit the stated architecture.
     """
+    keep_programs()
     bundle = load_bundle(path)
     return Recognizer(**bundle._replace(params=jax.device_put(bundle.params))._asdict())

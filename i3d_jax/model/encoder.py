@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from i3d_jax.model.gates import Decision, GateConfig, execute_probability, fold_in, settled
 from i3d_jax.model.layers import Branch, Context, FeedForward, GatePredictor, SelfAttention
@@ -113,6 +114,11 @@ def conditional(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -
     return jax.lax.cond(jnp.any(gate), lambda x: masked(branch, x, gate, context), lambda x: x, x)
 
 
+def rows_at_once(rows: int, frames: int, frames_at_once: int) -> int:
+    """Rows of T = ``frames`` frames in a part of ``compacted``, for a batch of ``rows``."""
+    return min(rows, -(-frames_at_once // max(frames, 1)))
+
+
 def compacted(branch: BranchFn, x: jax.Array, gate: Array, context: Context, *, frames_at_once: int) -> jax.Array:
     """Run the branch for the rows that want it and no others, a few rows at a time; rows [B, T, D] stay in place.
 
@@ -138,7 +144,7 @@ def compacted(branch: BranchFn, x: jax.Array, gate: Array, context: Context, *, 
         raise TypeError(f"compacted execution needs boolean gates, got {gate.dtype}")
     batch, frames = x.shape[:2]
     gate = gate & jnp.any(context.mask, axis=1)  # a row that only fills the batch needs nothing
-    size = min(batch, -(-frames_at_once // max(frames, 1)))
+    size = rows_at_once(batch, frames, frames_at_once)
     open_first = jnp.argsort(~gate, stable=True)
     missing = -batch % size
     rows = jnp.pad(open_first, (0, missing), constant_values=batch)  # no row: nothing is written there
@@ -236,10 +242,15 @@ class Encoder:
         return params
 
     def unstack(self, params: Params) -> Params:
-        """The same parameters with ``layers``, and local predictors, as tuples of one tree a layer."""
+        """The same parameters with ``layers``, and local predictors, as tuples of one tree a layer.
+
+        Not for use within a program: they pass through the host, where slices need no compilation.
+        """
 
         def apart(tree: Any) -> tuple[Any, ...]:
-            return tuple(jax.tree.map(lambda leaf, n=n: leaf[n], tree) for n in range(self.config.num_layers))
+            tree = jax.tree.map(np.asarray, tree)
+            layers = range(self.config.num_layers)
+            return tuple(jax.tree.map(lambda leaf, n=n: jax.device_put(leaf[n]), tree) for n in layers)
 
         names = ("layers", "predictor") if self.gates.predictor == "local" else ("layers",)
         return params | {name: apart(params[name]) for name in names}
