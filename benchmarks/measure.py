@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -18,6 +19,10 @@ from typing import Any
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from i3d_jax.allocator import keep_freed_memory
 
 Times = dict[str, list[float]]
 
@@ -63,7 +68,10 @@ def parse(description: str, rounds: int, add: Callable[[argparse.ArgumentParser]
     parser.add_argument("--plot", type=Path, help="file for the plot")
     parser.add_argument("--rounds", type=int, default=rounds, help="paired runs behind each median")
     add(parser)
-    return parser.parse_args()
+    flags = parser.parse_args()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()  # as in a training and after `i3d_jax.load`
+    return flags
 
 
 def place() -> dict[str, Any]:

@@ -6,9 +6,8 @@
     w = exp(s - log z);  ds = w * (do v' - sum of do * o)                           backward: w is computed again
 
 Dividing the result instead of the weights saves a pass over them, and computing them again costs less than writing and
-reading them. On a CPU the heads go one after the other: what one head touches stays in the cache, and its products
-read queries, keys and values where they lie. Accelerators take all heads in one product; which of the two it is, is
-decided when a program is lowered for its platform.
+reading them. All operands are [B, H, T, d], so that no product has to turn the weights round, as it does where values
+stay [B, T, H, d].
 """
 
 import math
@@ -17,15 +16,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from i3d_jax.model.precision import Precision, product
+from i3d_jax.model.precision import DENSE, Precision, product
 
 
 class Kept(NamedTuple):
-    """Dropout of attention weights.
+    """Dropout of an array.
 
     Attributes:
-      mask: [B, H, T, T] bool, the weights that stay.
+      mask: bool, of its shape: the elements that stay.
       scale: float32 scalar that makes up for the others.
     """
 
@@ -40,7 +40,7 @@ def attend(qkv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int, p
     Args:
       qkv: [B, T, 3 D], queries, keys and values, each with its heads side by side.
       mask: [B, T] bool, frames that may be attended to; a row without any attends to all frames alike.
-      kept: dropout, or None.
+      kept: dropout of the weights [B, H, T, T], or None.
       num_heads: H, a divisor of D.
       precision: of the products.
 
@@ -51,102 +51,47 @@ def attend(qkv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int, p
 
 
 def _forward(qkv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int, precision: Precision) -> Any:
-    by_head, together = (partial(f, num_heads, precision) for f in (_forward_by_head, _forward_together))
-    y, log_sums = jax.lax.platform_dependent(qkv, mask, kept, cpu=by_head, default=together)
-    return y, (qkv, mask, kept, y, log_sums)
-
-
-def _backward(num_heads: int, precision: Precision, saved: Any, dy: jax.Array) -> tuple[jax.Array, None, None]:
-    by_head, together = (partial(f, num_heads, precision) for f in (_backward_by_head, _backward_together))
-    return jax.lax.platform_dependent(*saved, dy, cpu=by_head, default=together), None, None
-
-
-attend.defvjp(_forward, _backward)
-
-
-def _scores(q: jax.Array, k: jax.Array, mask: jax.Array, precision: Precision) -> jax.Array:
-    """[B, (H,) T, d] twice and mask [B, (1,) 1, T] to scores [B, (H,) T, T] float32."""
-    heads = "h" * (q.ndim - 3)
-    scores = product(f"b{heads}qd,b{heads}kd->b{heads}qk", q * (1 / math.sqrt(q.shape[-1])), k, precision)
-    return jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-
-
-def _attend(
-    precision: Precision, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, kept: Kept | None
-) -> tuple[jax.Array, jax.Array]:
-    """Result [B, (H,) T, d] and log z [B, (H,) T], float32."""
-    heads = "h" * (q.ndim - 3)
+    q, k, v = (_apart(x, num_heads) for x in jnp.split(qkv, 3, axis=-1))
     scores = _scores(q, k, mask, precision)
     largest = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - largest)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if kept is not None:
         weights = jnp.where(kept.mask, weights, 0)
-    y = product(f"b{heads}qk,b{heads}kd->b{heads}qd", weights.astype(q.dtype), v, precision)
-    return y * ((1 if kept is None else kept.scale) / total), (largest + jnp.log(total))[..., 0]
+    y = product("bhqk,bhkd->bhqd", weights.astype(qkv.dtype), v, precision)
+    y = _joined(y * ((1 if kept is None else kept.scale) / total)).astype(qkv.dtype)
+    # Named as what dense layers return is: rematerialisation that keeps those keeps these, which are no larger.
+    y, log_sums = checkpoint_name(y, DENSE), checkpoint_name(largest + jnp.log(total), DENSE)
+    return y, (qkv, mask, kept, y, log_sums)
 
 
-def _gradient(
-    precision: Precision,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array,
-    kept: Kept | None,
-    y: jax.Array,
-    log_sums: jax.Array,
-    dy: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of q, k and v [B, (H,) T, d], float32; y and dy have that shape too."""
-    h = "h" * (q.ndim - 3)
-    weights = jnp.exp(_scores(q, k, mask, precision) - log_sums[..., None])
-    d_weights = product(f"b{h}qd,b{h}kd->b{h}qk", dy, v, precision)
+def _backward(num_heads: int, precision: Precision, saved: Any, dy: jax.Array) -> tuple[jax.Array, None, None]:
+    qkv, mask, kept, y, log_sums = saved
+    q, k, v = (_apart(x, num_heads) for x in jnp.split(qkv, 3, axis=-1))
+    y, dy = _apart(y, num_heads), _apart(dy, num_heads)
+    weights = jnp.exp(_scores(q, k, mask, precision) - log_sums)
+    d_weights = product("bhqd,bhkd->bhqk", dy, v, precision)
     dropped = weights
     if kept is not None:
         d_weights = jnp.where(kept.mask, d_weights * kept.scale, 0)
         dropped = jnp.where(kept.mask, weights * kept.scale, 0)
     mean = jnp.sum(dy.astype(jnp.float32) * y.astype(jnp.float32), axis=-1, keepdims=True)
     d_scores = (weights * (d_weights - mean) * (1 / math.sqrt(q.shape[-1]))).astype(q.dtype)
-    return (
-        product(f"b{h}qk,b{h}kd->b{h}qd", d_scores, k, precision),
-        product(f"b{h}qk,b{h}qd->b{h}kd", d_scores, q, precision),
-        product(f"b{h}qk,b{h}qd->b{h}kd", dropped.astype(q.dtype), dy, precision),
+    gradients = (
+        product("bhqk,bhkd->bhqd", d_scores, k, precision),
+        product("bhqk,bhqd->bhkd", d_scores, q, precision),
+        product("bhqk,bhqd->bhkd", dropped.astype(q.dtype), dy, precision),
     )
+    return jnp.concatenate([_joined(x) for x in gradients], axis=-1).astype(qkv.dtype), None, None
 
 
-def _of_head(kept: Kept | None, head: int) -> Kept | None:
-    return None if kept is None else Kept(kept.mask[:, head], kept.scale)
+attend.defvjp(_forward, _backward)
 
 
-def _forward_by_head(
-    num_heads: int, precision: Precision, qkv: jax.Array, mask: jax.Array, kept: Kept | None
-) -> tuple[jax.Array, jax.Array]:
-    parts = jnp.split(qkv, 3 * num_heads, axis=-1)
-    done = []
-    for head in range(num_heads):
-        q, k, v = parts[head::num_heads]
-        done.append(_attend(precision, q, k, v, mask[:, None], _of_head(kept, head)))
-    return jnp.concatenate([y for y, _ in done], axis=-1).astype(qkv.dtype), jnp.stack([z for _, z in done], axis=1)
-
-
-def _backward_by_head(
-    num_heads: int,
-    precision: Precision,
-    qkv: jax.Array,
-    mask: jax.Array,
-    kept: Kept | None,
-    y: jax.Array,
-    log_sums: jax.Array,
-    dy: jax.Array,
-) -> jax.Array:
-    parts = jnp.split(qkv, 3 * num_heads, axis=-1)
-    ys, dys = (jnp.split(x, num_heads, axis=-1) for x in (y, dy))
-    gradients = []
-    for head in range(num_heads):
-        q, k, v = parts[head::num_heads]
-        own = _of_head(kept, head)
-        gradients.append(_gradient(precision, q, k, v, mask[:, None], own, ys[head], log_sums[:, head], dys[head]))
-    return jnp.concatenate([of[part] for part in range(3) for of in gradients], axis=-1).astype(qkv.dtype)
+def _scores(q: jax.Array, k: jax.Array, mask: jax.Array, precision: Precision) -> jax.Array:
+    """[B, H, T, d] twice and mask [B, T] to scores [B, H, T, T] float32."""
+    scores = product("bhqd,bhkd->bhqk", q * (1 / math.sqrt(q.shape[-1])), k, precision)
+    return jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
 
 
 def _apart(x: jax.Array, num_heads: int) -> jax.Array:
@@ -157,27 +102,3 @@ def _apart(x: jax.Array, num_heads: int) -> jax.Array:
 def _joined(x: jax.Array) -> jax.Array:
     """[B, H, T, d] to [B, T, H d]."""
     return jnp.swapaxes(x, 1, 2).reshape(x.shape[0], x.shape[2], -1)
-
-
-def _forward_together(
-    num_heads: int, precision: Precision, qkv: jax.Array, mask: jax.Array, kept: Kept | None
-) -> tuple[jax.Array, jax.Array]:
-    q, k, v = (_apart(x, num_heads) for x in jnp.split(qkv, 3, axis=-1))
-    y, log_sums = _attend(precision, q, k, v, mask[:, None, None], kept)
-    return _joined(y).astype(qkv.dtype), log_sums
-
-
-def _backward_together(
-    num_heads: int,
-    precision: Precision,
-    qkv: jax.Array,
-    mask: jax.Array,
-    kept: Kept | None,
-    y: jax.Array,
-    log_sums: jax.Array,
-    dy: jax.Array,
-) -> jax.Array:
-    q, k, v = (_apart(x, num_heads) for x in jnp.split(qkv, 3, axis=-1))
-    y, dy = _apart(y, num_heads), _apart(dy, num_heads)
-    gradients = _gradient(precision, q, k, v, mask[:, None, None], kept, y, log_sums, dy)
-    return jnp.concatenate([_joined(x) for x in gradients], axis=-1).astype(qkv.dtype)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from i3d_jax.model import attention
 from i3d_jax.model.attention import Kept, attend
 
 BATCH, FRAMES, WIDTH, HEADS = 3, 7, 12, 3
@@ -45,15 +44,6 @@ def in_float64(qkv, mask, kept):
             weights = weights * np.asarray(kept.mask[b, h, t]) * float(kept.scale)
         y[b, t, h * head : (h + 1) * head] = weights @ v
     return y
-
-
-@pytest.fixture(params=["by head", "together"], autouse=True)
-def layout(request, monkeypatch):
-    """Either formulation, whatever the platform."""
-    if request.param == "together":
-        choose = jax.lax.platform_dependent
-        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *x, cpu, default: choose(*x, default=default))
-        assert attention.jax is jax
 
 
 @pytest.mark.parametrize("dropped", [False, True])
