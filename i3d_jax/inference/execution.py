@@ -45,11 +45,9 @@ _FRAMES_AT_ONCE_ELSEWHERE = 4096
 
 def best_execution(rows: int, predictor: str) -> Execution:
     """The fastest execution of a model with this gate predictor for batches of so many rows: see docs/speed.md."""
-    if rows > 1:
-        return "masked" if predictor == "none" else "compacted"
-    # The host loop compiles two blocks instead of all layers. Local gates are read back after every layer, and an
-    # accelerator waits meanwhile.
-    return "eager" if predictor != "local" and jax.default_backend() == "cpu" else "conditional"
+    if rows == 1:
+        return "conditional"
+    return "masked" if predictor == "none" else "compacted"
 
 
 class Recognition(NamedTuple):
@@ -137,7 +135,8 @@ class Pipeline:
         return _FRAMES_AT_ONCE.get(self._platform, _FRAMES_AT_ONCE_ELSEWHERE)
 
     @cached_property
-    def _compact(self) -> Execute:
+    def compact(self) -> Execute:
+        """``compacted`` with parts of the size that suits the device."""
         return partial(compacted, frames_at_once=self._frames_at_once)
 
     def rows_at_once(self, rows: int, frames: int) -> int:
@@ -147,7 +146,7 @@ class Pipeline:
     @cached_property
     def compacted(self) -> Callable[..., Recognition]:
         """The program of this execution, as ``masked`` and ``conditional`` are."""
-        return jax.jit(self._split(partial(self._run, execute=self._compact)))
+        return jax.jit(self._split(partial(self._run, execute=self.compact)))
 
     def _split(self, run: Callable[..., Recognition]) -> Callable[..., Recognition]:
         if not self.devices:
@@ -199,7 +198,7 @@ class Pipeline:
         """(params, start, decide) to the result, ``compacted``: what `start` began, for any rows of one length."""
 
         def rest(params: Params, start: Start, decide: Decision) -> Recognition:
-            encoded = self.model.encoder.apply(params, start.x, start.mask, decide, execute=self._compact)
+            encoded = self.model.encoder.apply(params, start.x, start.mask, decide, execute=self.compact)
             decoded = _decode(self.model.project(params, encoded.x), start.mask)
             probabilities = jnp.swapaxes(start.probabilities, 0, 1)
             return Recognition(*decoded[:2], encoded.gates, probabilities, start.num_frames, *decoded[2:])
