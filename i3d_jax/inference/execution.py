@@ -18,7 +18,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
-from i3d_jax.inference.decoding import greedy_decode
+from i3d_jax.inference.decoding import frame_path, merge_repeats
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Execute, LayerFns, Params, conditional, encode_layer, masked
 from i3d_jax.model.gates import Decision
@@ -32,7 +32,8 @@ EXECUTIONS: tuple[Execution, ...] = ("masked", "conditional", "eager")
 class Recognition(NamedTuple):
     """Tokens [B, T] (0 beyond num_tokens [B]), gates [B, N, M] bool, gate probabilities [B, N, M], frames [B].
 
-    ``num_frames`` counts feature frames, before subsampling.
+    ``num_frames`` counts feature frames, before subsampling; ``path`` and ``blank_margin`` [B, T] are those of
+    `frame_path`.
     """
 
     tokens: Array
@@ -40,6 +41,8 @@ class Recognition(NamedTuple):
     gates: Array
     gate_probabilities: Array
     num_frames: Array
+    path: Array
+    blank_margin: Array
 
 
 class EagerStart(NamedTuple):
@@ -60,7 +63,7 @@ class EagerPieces(NamedTuple):
     predict: Callable[..., jax.Array]
     decide: Callable[..., jax.Array]
     probability: Callable[..., jax.Array]
-    finish: Callable[..., tuple[jax.Array, jax.Array]]
+    finish: Callable[..., tuple[jax.Array, ...]]
 
 
 class Pipeline:
@@ -119,8 +122,10 @@ class Pipeline:
     ) -> Recognition:
         features, mask = self.features(waveform, num_samples)
         output = self.model.apply(params, features, mask, decide, execute=execute)
-        tokens, num_tokens = greedy_decode(output.logits, output.mask)
-        return Recognition(tokens, num_tokens, output.gates, output.gate_probabilities, jnp.sum(mask, axis=1))
+        path, blank_margin = frame_path(output.logits, output.mask)
+        tokens, num_tokens = merge_repeats(path)
+        frames = jnp.sum(mask, axis=1)
+        return Recognition(tokens, num_tokens, output.gates, output.gate_probabilities, frames, path, blank_margin)
 
     @cached_property
     def eager_pieces(self) -> EagerPieces:
@@ -142,8 +147,9 @@ class Pipeline:
 
             return jax.jit(run)
 
-        def finish(params: Params, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return greedy_decode(model.project(params, x), mask)
+        def finish(params: Params, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
+            path, blank_margin = frame_path(model.project(params, x), mask)
+            return *merge_repeats(path), path, blank_margin
 
         return EagerPieces(
             start=jax.jit(start),
@@ -222,7 +228,7 @@ class EagerProgram:
             x, gate, logit = encode_layer(self._layer(n), x, self._unused, context, decide_layer, execute_eager)
             gates.append(gate)
             logits.append(logit)
-        tokens, num_tokens = self._pieces.finish(self._params, x, start.mask)
+        tokens, num_tokens, path, blank_margin = self._pieces.finish(self._params, x, start.mask)
         probabilities = start.probabilities
         if known is None:
             probabilities = self._pieces.probability(np.stack([np.asarray(z) for z in logits]))
@@ -232,6 +238,8 @@ class EagerProgram:
             np.stack(gates, axis=1),
             np.swapaxes(np.asarray(probabilities), 0, 1),
             np.asarray(start.num_frames),
+            np.asarray(path),
+            np.asarray(blank_margin),
         )
 
 
