@@ -12,7 +12,7 @@ from i3d_jax.audio.io import decode_blocks, mix_channels, resampled_length, unre
 
 def stream_audio(path: str | PathLike[str], sample_rate: int, block_seconds: float = 10.0) -> Iterator[np.ndarray]:
     """Reads a file as `read_audio` does, block by block: what it yields is together equal to what that returns, but for
-    the rounding of the decoders of Opus and MP3.
+    the rounding of the decoder of MP3.
 
     What `read_audio` refuses is refused here when it is met: headers and the ends of WAV and Ogg files before the first
     block, samples that are damaged, not finite or out of scale in their place.
