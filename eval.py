@@ -1,7 +1,8 @@
 """Evaluate a trained run: ``python eval.py RUN --split=test --execution=conditional --threshold=0.5``.
 
 Writes hypotheses, references (``.trn``), each utterance's gates (JSONL) and ``report.json`` into ``RUN/eval/``.
-``python eval.py RUN --split=dev --sweep-threshold`` evaluates a gated run over thresholds instead.
+``python eval.py RUN --split=dev --sweep-threshold`` evaluates a gated run over thresholds instead, ``--sweep-budget``
+over compute budgets.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import tyro
 from etils import epath
 
 from i3d_jax.analysis.sweep import format_sweep
+from i3d_jax.budget_sweep import sweep_budgets
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
@@ -32,8 +34,9 @@ class EvalFlags:
     """Run directory made by train.py."""
     split: str = "test"
     """``train``, ``dev``, ``test``, or any split written as in ``data.train``."""
-    execution: Literal["masked", "conditional", "eager"] = "conditional"
-    """``masked`` computes every block; ``conditional`` and ``eager`` skip; ``eager`` runs at batch 1."""
+    execution: Literal["masked", "conditional", "compacted", "eager"] | None = None
+    """``masked`` computes every block, the others skip: ``compacted`` for each utterance of a batch, ``conditional``
+    what no utterance of a batch wants, ``eager`` at batch 1. Default: the fastest (docs/speed.md)."""
     threshold: float | None = None
     """beta: a block is executed where p(execute) > beta; default: the model's own."""
     data: str = ""
@@ -44,9 +47,15 @@ class EvalFlags:
     """Folder of another evaluation of the same utterances (``<run>/eval/<...>``): prints the difference in WER with its
     paired-bootstrap interval."""
     sweep_threshold: tuple[float, ...] | None = None
-    """Evaluate these thresholds, ``--sweep-threshold=0.3,0.5``, with the execution ``conditional``; without values they
+    """Evaluate these thresholds, ``--sweep-threshold=0.3,0.5``, with the execution ``compacted``; without values they
     are chosen, on dev from the observed gates, on other splits those of the dev sweep. Writes a table and a figure,
     ``RUN/eval/sweep-<split>.{json,png}``."""
+    budget: float | None = None
+    """Share of the FLOPs of all gated blocks, 0 to 1, instead of a threshold: for a global predictor a bound for each
+    utterance, for local ones an average, which ``--split=dev --sweep-budget`` calibrates."""
+    sweep_budget: tuple[float, ...] | None = None
+    """Evaluate these budgets, ``--sweep-budget=0.4,0.6``; without values 0.3 to 1.0. Writes
+    ``RUN/eval/budget-<split>.{json,png}``."""
 
 
 def main(argv: list[str]) -> None:
@@ -63,17 +72,27 @@ def main(argv: list[str]) -> None:
     split = split_name(config, flags.split)
     tag = _tag(flags.data) if flags.data else ""
     against = epath.Path(flags.against).expanduser() if flags.against else None
-    if flags.sweep_threshold is not None:
-        if flags.threshold is not None or flags.execution != "conditional":
-            raise ValueError("--sweep-threshold sets the threshold and the execution: leave out the options for one")
-        sweep = sweep_run(recognizer, config, run, split, flags.sweep_threshold, against, tag)
-        table = sweep_file(run, split, tag)
+    if flags.sweep_threshold is not None or flags.sweep_budget is not None:
+        if (flags.threshold, flags.budget, flags.execution) != (None, None, None) or None not in (
+            flags.sweep_threshold,
+            flags.sweep_budget,
+        ):
+            raise ValueError("a sweep sets threshold or budget, and the execution: leave out the options for one")
+        if flags.sweep_threshold is not None:
+            sweep = sweep_run(recognizer, config, run, split, flags.sweep_threshold, against, tag)
+            table = sweep_file(run, split, tag)
+        else:
+            sweep = sweep_budgets(recognizer, config, run, split, flags.sweep_budget or (), against, tag)
+            table = sweep_file(run, split, tag, "budget")
         log(f"\n{format_sweep(sweep)}\n\nwritten: {table}, {table.with_suffix('.png')}")
         return
-    folder = evaluation_folder(run, split, flags.execution, flags.threshold, tag)
+    execution = flags.execution or recognizer.best_execution(rows=2)
+    folder = evaluation_folder(run, split, execution, flags.threshold, flags.budget, tag)
     if against is not None and against.resolve() == folder.resolve():
         raise ValueError(f"--against={flags.against}: this evaluation is written there; name another one")
-    rows, stats = evaluate_run(recognizer, config, run, split, (flags.execution,), flags.threshold, tag, against)
+    rows, stats = evaluate_run(
+        recognizer, config, run, split, (execution,), flags.threshold, flags.budget, tag, against
+    )
     blocks = ", ".join(f"{name} {count:.2f}" for name, count in stats.executed_blocks.items())
     log(f"\n{format_table(rows)}\n\nexecuted blocks: {blocks}; distinct gate patterns: {stats.distinct_patterns}")
     if config.model.gates.predictor != "none" and stats.is_static:

@@ -12,6 +12,7 @@ from etils import epath
 
 from i3d_jax import hosts
 from i3d_jax.allocator import keep_freed_memory
+from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.experiment import ExperimentConfig, load_saved_config, parse_command_line, run_program
 from i3d_jax.family import format_family, members
 from i3d_jax.inference.execution import EXECUTIONS
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> None:
     flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
     profile = parse_steps(flags.profile_steps)
     hosts.start(config.parallel.coordinator, config.parallel.lost_after_seconds)
+    keep_programs()
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     workdir = epath.Path(flags.workdir or f"runs/{config.name}").expanduser()

@@ -45,18 +45,25 @@ def check_against(corpus: Corpus, folder: epath.Path) -> UtteranceErrors:
     return read_errors(folder).ordered_as(ids, references, corpus.name)
 
 
-def _file_name(stem: str, threshold: float | None) -> str:
-    if threshold is None:
-        return stem.replace("/", "_")
-    short = f"{threshold:g}"
-    return f"{stem.replace('/', '_')}-{short if float(short) == threshold else threshold}"
+def _file_name(stem: str, threshold: float | None, budget: float | None = None) -> str:
+    name = stem.replace("/", "_")
+    for label, value in (("", threshold), ("budget", budget)):
+        if value is not None:
+            short = f"{value:g}"
+            name += f"-{label}{short if float(short) == value else value}"
+    return name
 
 
 def evaluation_folder(
-    workdir: epath.Path, split: str, execution: Execution, threshold: float | None = None, tag: str = ""
+    workdir: epath.Path,
+    split: str,
+    execution: Execution,
+    threshold: float | None = None,
+    budget: float | None = None,
+    tag: str = "",
 ) -> epath.Path:
     """Where ``evaluate_run`` writes one evaluation."""
-    return workdir / "eval" / _file_name(f"{tag}{split}-{execution}", threshold)
+    return workdir / "eval" / _file_name(f"{tag}{split}-{execution}", threshold, budget)
 
 
 def spread(recognizer: Recognizer) -> Recognizer:
@@ -72,6 +79,7 @@ def evaluate_run(
     split: str,
     executions: tuple[Execution, ...],
     threshold: float | None = None,
+    budget: float | None = None,
     tag: str = "",
     against: epath.Path | None = None,
 ) -> tuple[list[ReportRow], GateStats]:
@@ -79,9 +87,9 @@ def evaluate_run(
 
     Raises:
       FileNotFoundError: no such split, or no evaluation in the folder ``against``.
-      ValueError: a bad threshold, or ``against`` holds other utterances; nothing has been evaluated then.
+      ValueError: a bad threshold or budget, or ``against`` holds other utterances; nothing has been evaluated then.
     """
-    decide = recognizer.decision(threshold)  # first: it may be refused
+    decide = recognizer.decision(threshold, budget)  # first: it may be refused
     corpus = load_split(config, split)
     if against is not None:
         check_against(corpus, against)
@@ -92,14 +100,14 @@ def evaluate_run(
         factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
         row = result.row(recognizer.config.name, execution, split, factor)
         stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
-        folder = evaluation_folder(workdir, split, execution, threshold, tag)
+        folder = evaluation_folder(workdir, split, execution, threshold, budget, tag)
         _write_evaluation(folder, result, row, stats, config, recognizer.gate_names)
         rows.append(row)
     assert stats is not None
     if config.model.gates.predictor != "none":
         beta = config.model.gates.threshold if threshold is None else threshold
-        title = f"{recognizer.config.name}, {split}"
-        picture = workdir / f"{_file_name(f'gates-{tag}{split}', threshold)}.png"
+        title = f"{recognizer.config.name}, {split}" + ("" if budget is None else f", budget {budget:g}")
+        picture = workdir / f"{_file_name(f'gates-{tag}{split}', threshold, budget)}.png"
         plot_gate_probabilities(stats, picture, title, threshold=beta)
     return rows, stats
 

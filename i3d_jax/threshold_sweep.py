@@ -1,12 +1,12 @@
 """The sweep of a run over thresholds: evaluated on a split, written as a table and a figure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from etils import epath
 
 from i3d_jax.analysis.plots import plot_sweeps
-from i3d_jax.analysis.sweep import Sweep, read_baseline, read_sweep, sweep_points, write_sweep
+from i3d_jax.analysis.sweep import Baseline, Sweep, SweepPoint, read_baseline, read_sweep, sweep_points, write_sweep
 from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.evaluation import Evaluation, evaluate
 from i3d_jax.inference.recognizer import Recognizer
@@ -15,9 +15,9 @@ from i3d_jax.progress import log
 from i3d_jax.split_evaluation import check_against, load_split
 
 
-def sweep_file(workdir: epath.Path, split: str, tag: str = "") -> epath.Path:
-    """Where ``sweep_run`` writes the table; the figure lies beside it."""
-    return workdir / "eval" / f"sweep-{tag}{split.replace('/', '_')}.json"
+def sweep_file(workdir: epath.Path, split: str, tag: str = "", kind: str = "sweep") -> epath.Path:
+    """Where a sweep writes its table, one over budgets with the kind ``budget``; the figure lies beside it."""
+    return workdir / "eval" / f"{kind}-{tag}{split.replace('/', '_')}.json"
 
 
 def sweep_run(
@@ -29,7 +29,7 @@ def sweep_run(
     against: epath.Path | None = None,
     tag: str = "",
 ) -> Sweep:
-    """Evaluate a gated model over thresholds, with the execution ``conditional``, and write the table and the figure.
+    """Evaluate a gated model over thresholds, with the execution ``compacted``, and write the table and the figure.
 
     A threshold is an argument of the compiled program: only the first one compiles.
 
@@ -60,7 +60,7 @@ def sweep_run(
 
     def evaluate_at(threshold: float) -> Evaluation:
         run = partial(evaluate, config=config.evaluation, batching=config.batching)
-        result = run(recognizer, corpus, recognizer.decision(threshold), "conditional")
+        result = run(recognizer, corpus, recognizer.decision(threshold), "compacted")
         log(f"beta {threshold:g}: WER {result.score.wer:.2f}, {result.executed_layers:.2f} layers")
         return result
 
@@ -72,15 +72,27 @@ def sweep_run(
         local=gates.predictor == "local",
         against=errors,
     )
+    return write_points(recognizer, config, split, points, baseline, sweep_file(workdir, split, tag), tag)
+
+
+def write_points(
+    recognizer: Recognizer,
+    config: ExperimentConfig,
+    split: str,
+    points: Iterable[SweepPoint],
+    baseline: Baseline | None,
+    path: epath.Path,
+    tag: str,
+) -> Sweep:
+    """Write the points of a run as a table at ``path``, and as a figure beside it."""
     sweep = Sweep(
         model=recognizer.config.name,
         split=split,
-        beta=gates.threshold,
+        beta=config.model.gates.threshold,
         num_layers=config.model.encoder.num_layers,
-        points=tuple(sorted(points, key=lambda point: point.beta)),
+        points=tuple(sorted(points, key=lambda point: point.setting)),
         baseline=baseline,
     )
-    path = sweep_file(workdir, split, tag)
     write_sweep(path, sweep, report_meta(seed=config.seed))
     plot_sweeps({sweep.model: sweep}, path.with_suffix(".png"), f"{sweep.model}, {tag}{split}")
     return sweep
@@ -93,4 +105,4 @@ def _thresholds_of_dev(path: epath.Path, split: str) -> list[float]:
             "--split=dev --sweep-threshold first, or name them: --sweep-threshold=0.3,0.5"
         )
     log(f"thresholds are those of {path}")
-    return [point.beta for point in read_sweep(path).points]
+    return [point.setting for point in read_sweep(path).points]

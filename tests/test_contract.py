@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from jax.experimental import io_callback
 
 from i3d_jax.audio.frontend import FrontendConfig
+from i3d_jax.inference import execution as execution_module
 from i3d_jax.inference.execution import EXECUTIONS, EagerProgram, Pipeline
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig, conditional, masked
@@ -219,6 +220,23 @@ def test_unwanted_branches_are_never_run_and_counts_are_reported(predictor, exec
             case.run(execution, Fixed(pattern))
             jax.effects_barrier()
             assert counter == {"ffn": 1, "mha": 1}
+
+
+@pytest.mark.parametrize("frames_at_once, size", [(1, 1), (12, 2), (1000, 3)])  # an utterance has 11 frames
+@pytest.mark.parametrize("predictor", PREDICTORS)
+def test_compacted_batches_run_each_branch_for_the_rows_that_want_it(predictor, frames_at_once, size, monkeypatch):
+    monkeypatch.setattr(execution_module, "_FRAMES_AT_ONCE", {"cpu": frames_at_once})
+    counter = Counter()
+    patches = counting(counter)
+    with patches[0], patches[1]:
+        case = Case(predictor)
+        pattern = np.random.default_rng(1).random((3, LAYERS, GATES)) < 0.5
+        for decide in (inference_decision(case.model.config.gates), Fixed(pattern)):
+            counter.clear()
+            gates = case.run("compacted", decide).gates
+            jax.effects_barrier()
+            parts = -(-gates.sum(axis=0) // size)
+            assert [counter["mha"], counter["ffn"]] == parts.sum(axis=0).tolist()
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)

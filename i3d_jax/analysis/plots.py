@@ -156,7 +156,7 @@ def _write_thresholds(axis: Axes, sweep: Sweep) -> None:
         low = min(point.wer_interval or (point.wer,))
         # Below the interval: beside the marker it would lie on the line.
         axis.annotate(
-            f"{point.beta:g}", (point.executed_layers, low), xytext=(0, -3), textcoords="offset points",
+            f"{point.setting:g}", (point.executed_layers, low), xytext=(0, -3), textcoords="offset points",
             fontsize=6.5, color="0.3", ha="center", va="top",
         )  # fmt: skip
 

@@ -27,10 +27,10 @@ _SAME = 1e-6  # probabilities closer than this are one: rounding differs between
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A model at one threshold.
+    """A model at one threshold, or at one compute budget.
 
     Attributes:
-      beta: a block is executed where p(execute) > beta.
+      beta: a block is executed where p(execute) > beta; None where blocks were chosen to fit a budget.
       wer: percent.
       wer_interval: its 95 % bootstrap interval, None when none was asked for.
       executed_layers: executed branches / M, averaged over utterances.
@@ -41,9 +41,12 @@ class SweepPoint:
       insertions: words without a reference.
       wer_difference: WER minus that of the baseline, in points; None without one.
       wer_difference_interval: its 95 % paired-bootstrap interval.
+      budget: share of the FLOPs of all gated blocks that was allowed; None in a sweep over thresholds.
+      encoder_share: share that was spent, averaged over utterances; None in files of earlier versions.
+      largest_share: the largest of an utterance.
     """
 
-    beta: float
+    beta: float | None
     wer: float
     wer_interval: tuple[float, ...] | None
     executed_layers: float
@@ -54,6 +57,48 @@ class SweepPoint:
     insertions: int
     wer_difference: float | None = None
     wer_difference_interval: tuple[float, ...] | None = None
+    budget: float | None = None
+    encoder_share: float | None = None
+    largest_share: float | None = None
+
+    @property
+    def setting(self) -> float:
+        """What was swept: the budget, or the threshold."""
+        setting = self.beta if self.budget is None else self.budget
+        assert setting is not None
+        return setting
+
+
+def sweep_point(
+    result: Evaluation,
+    gate_names: tuple[str, ...],
+    *,
+    beta: float | None,
+    budget: float | None = None,
+    against: UtteranceErrors | None = None,
+) -> SweepPoint:
+    """The point of an evaluation; ``against`` holds errors of a baseline on the same utterances, in the same order."""
+    score = result.score
+    difference = None
+    if against is not None:
+        words, errors = score.utterance_words, score.utterance_errors
+        difference = paired_bootstrap(errors, words, against.errors, against.words)
+    return SweepPoint(
+        beta=beta,
+        wer=score.wer,
+        wer_interval=None if math.isnan(score.wer_interval[0]) else score.wer_interval,
+        executed_layers=result.executed_layers,
+        gflops_per_second=result.gflops_per_second,
+        distinct_patterns=gate_statistics(result.gates, result.gate_probabilities, gate_names).distinct_patterns,
+        substitutions=score.substitutions,
+        deletions=score.deletions,
+        insertions=score.insertions,
+        wer_difference=difference.difference if difference else None,
+        wer_difference_interval=difference.interval if difference else None,
+        budget=budget,
+        encoder_share=float(result.encoder_share.mean()),
+        largest_share=float(result.encoder_share.max()),
+    )
 
 
 @dataclass(frozen=True)
@@ -76,7 +121,7 @@ class Sweep:
       split: what it was evaluated on.
       beta: threshold of its configuration.
       num_layers: layers N, the depth with every gate open.
-      points: by growing threshold.
+      points: by growing threshold or budget.
       baseline: None without one.
     """
 
@@ -143,24 +188,7 @@ def sweep_points(
     """
 
     def point(threshold: float, result: Evaluation) -> SweepPoint:
-        score = result.score
-        difference = None
-        if against is not None:
-            words, errors = score.utterance_words, score.utterance_errors
-            difference = paired_bootstrap(errors, words, against.errors, against.words)
-        return SweepPoint(
-            beta=threshold,
-            wer=score.wer,
-            wer_interval=None if math.isnan(score.wer_interval[0]) else score.wer_interval,
-            executed_layers=result.executed_layers,
-            gflops_per_second=result.gflops_per_second,
-            distinct_patterns=gate_statistics(result.gates, result.gate_probabilities, gate_names).distinct_patterns,
-            substitutions=score.substitutions,
-            deletions=score.deletions,
-            insertions=score.insertions,
-            wer_difference=difference.difference if difference else None,
-            wer_difference_interval=difference.interval if difference else None,
-        )
+        return sweep_point(result, gate_names, beta=threshold, against=against)
 
     done: set[float] = set()
     if not thresholds:
@@ -231,10 +259,22 @@ def format_sweep(sweep: Sweep) -> str:
     def interval(bounds: tuple[float, ...] | None, sign: str = "") -> str:
         return "-" if bounds is None else f"{bounds[0]:{sign}.2f} to {bounds[1]:{sign}.2f}"
 
-    header = ["beta", "WER", "95 % interval", "executed layers", "GFLOP per s", "patterns", "S", "D", "I"]
+    budgets = any(point.budget is not None for point in sweep.points)
+    header = [
+        *(["budget", "spent", "at most"] if budgets else ["beta"]),
+        "WER",
+        "95 % interval",
+        "executed layers",
+        "GFLOP per s",
+        "patterns",
+        "S",
+        "D",
+        "I",
+    ]
     body = [
         [
-            f"{point.beta:g}",
+            f"{point.setting:g}",
+            *([f"{point.encoder_share:.3f}", f"{point.largest_share:.3f}"] if budgets else []),
             f"{point.wer:.2f}",
             interval(point.wer_interval),
             f"{point.executed_layers:.2f}",

@@ -51,6 +51,25 @@ def decode_audio(data: bytes, file: str, sample_rate: int) -> np.ndarray:
     return np.clip(resample(mono, rates[0], sample_rate), -1.0, 1.0)
 
 
+def check_samples(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Samples [S] from a caller, as float32.
+
+    Raises:
+      ValueError: not a float array of one axis, NaN or infinite values, values far outside [-1, 1], or a rate in Hz
+        outside 1000 to 1000000.
+    """
+    if not _SLOWEST <= sample_rate <= _FASTEST:
+        raise ValueError(f"sample_rate={sample_rate}: expected a rate in Hz, from {_SLOWEST} to {_FASTEST}")
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(f"samples must be a float array [S] in [-1, 1], got {samples.dtype} {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise ValueError("the samples hold NaN or infinite values; mend or cut them")
+    if samples.size and np.abs(samples).max() > _LARGEST_SAMPLE:
+        raise ValueError(f"samples reach {np.abs(samples).max():g}, expected [-1, 1]; divide them by the full scale")
+    return samples.astype(np.float32)
+
+
 def check_audio(path: str | PathLike[str]) -> tuple[int, int]:
     """Decodes a file, block by block, to find what `read_audio` would refuse.
 

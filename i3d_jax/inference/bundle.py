@@ -27,6 +27,34 @@ from i3d_jax.schema import from_dict, to_dict
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What thresholds cost on average, measured on a set of utterances; for models with local predictors."""
+
+    thresholds: tuple[float, ...] = ()
+    """Values of beta, ascending."""
+    shares: tuple[float, ...] = ()
+    """FLOPs of the executed blocks at each of them as a share of those of all blocks, over all utterances."""
+
+    def threshold(self, budget: float) -> float:
+        """The smallest threshold whose share, and that of all larger ones, is within the budget.
+
+        Raises:
+          ValueError: there is no calibration.
+        """
+        if not self.thresholds:
+            raise ValueError(
+                "a budget for local gate predictors needs a calibration: run eval.py RUN --split=dev --sweep-budget, "
+                "or Recognizer.calibrate(...) on audio like that to come"
+            )
+        within = 1.0  # closes everything
+        for threshold, share in zip(reversed(self.thresholds), reversed(self.shares), strict=True):
+            if share > budget:
+                break
+            within = threshold
+        return within
+
+
+@dataclass(frozen=True)
 class RecognizerConfig:
     """What a bundle states about itself."""
 
@@ -41,6 +69,8 @@ class RecognizerConfig:
     window_seconds: float = 30.0
     """Longest audio that is recognised as a whole, and the length of the windows of anything longer: what the model
     heard at most in training (within 5 to 30 s), because it knows no positions beyond that."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """Cost of thresholds."""
 
 
 class Bundle(NamedTuple):

@@ -15,8 +15,8 @@ def frame_path(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array
 
     Returns:
       path: [B, T] int32, the best token of every frame.
-      blank_margin: [B, T] float32, score of the blank minus the best other one, in nats: negative where the path holds
-        a token.
+      blank_margin: [B, T] float32, score of the blank minus the best other score, in nats: negative where the path
+        holds a token.
     """
     path = jnp.where(mask, jnp.argmax(logits, axis=-1), BLANK).astype(jnp.int32)
     margin = logits[..., BLANK] - jnp.max(logits[..., BLANK + 1 :], axis=-1)

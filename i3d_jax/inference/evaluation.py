@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from etils import epath
 from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.loader import Share, iterate_eval
-from i3d_jax.inference.execution import Execution
+from i3d_jax.inference.execution import Execution, Recognition
 from i3d_jax.inference.recognizer import Recognizer, alone
 from i3d_jax.inference.report import ReportRow
+from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.scoring import Score, score, write_jsonl, write_trn
 from i3d_jax.model.gates import Decision
 from i3d_jax.progress import progress
@@ -49,6 +50,7 @@ class Evaluation:
       gates: [B, N, M] bool (or float, for a float decision).
       gate_probabilities: [B, N, M].
       gflops: [B] GFLOPs that were spent on each utterance.
+      encoder_share: [B] FLOPs of the open gates' blocks as a share of those of all gated blocks.
       audio_seconds: [B].
     """
 
@@ -59,6 +61,7 @@ class Evaluation:
     gates: np.ndarray
     gate_probabilities: np.ndarray
     gflops: np.ndarray
+    encoder_share: np.ndarray
     audio_seconds: np.ndarray
 
     @property
@@ -147,7 +150,7 @@ def evaluate(
       recognizer: the model.
       corpus: what to recognise.
       decide: gate decision.
-      execution: ``masked`` and ``conditional`` run in batches, ``eager`` one utterance at a time.
+      execution: ``eager`` runs one utterance at a time, the others in batches.
       config: of decoding and scoring.
       batching: threads and batch multiple of the loader.
       place: puts (waveform, num_samples) on devices.
@@ -163,31 +166,35 @@ def evaluate(
         raise ValueError(f"{corpus.name}: no utterances to evaluate")
     check_lengths(corpus, config)
     hypotheses = [""] * count
-    parts: dict[int, tuple[np.ndarray, np.ndarray, float]] = {}
+    parts: dict[int, tuple[np.ndarray, np.ndarray, float, float]] = {}
 
-    def run(indices: np.ndarray, waveform: np.ndarray, num_samples: np.ndarray) -> None:
-        waveform, num_samples = place((waveform, num_samples))
-        recognition = recognizer.recognize(waveform, num_samples, decide, execution, fetch)
-        spent = recognizer.gflops(recognition, execution)
+    def keep(indices: np.ndarray, recognition: Recognition) -> None:
+        spent, share = recognizer.gflops(recognition, execution), recognizer.encoder_share(recognition)
+        gates, probabilities = np.asarray(recognition.gates), np.asarray(recognition.gate_probabilities)
         for row, index in enumerate(indices):
             hypotheses[index] = recognizer.text(recognition, row)
-            gates, probabilities = np.asarray(recognition.gates), np.asarray(recognition.gate_probabilities)
-            parts[int(index)] = (gates[row], probabilities[row], float(spent[row]))
+            parts[int(index)] = (gates[row], probabilities[row], float(spent[row]), float(share[row]))
 
     description = f"{corpus.name} {execution}"
     if execution == "eager":
         for index in progress(count, description, interactive=interactive):
-            waveform = corpus.load_audio(index)
-            run(np.array([index]), *alone(waveform))
+            waveform, num_samples = alone(corpus.load_audio(index))
+            keep(np.array([index]), recognizer.recognize(waveform, num_samples, decide, execution, fetch))
     else:
         rows = math.lcm(batching.batch_multiple, len(recognizer.split.devices) if recognizer.split else 1)
         planner = evaluation_planner(corpus, config, replace(batching, batch_multiple=rows))
         empty: list[list[int]] = [[]] * count
         batches = iterate_eval(corpus, empty, planner, share=share)
         total = planner.steps_in_epoch(0)
-        for planned, batch in progress(batches, description, total=total, interactive=interactive):
-            assert isinstance(batch, Batch)
-            run(planned.indices, np.asarray(batch.waveform), np.asarray(batch.num_samples))
+
+        def work() -> Iterator[Work]:
+            for planned, batch in progress(batches, description, total=total, interactive=interactive):
+                assert isinstance(batch, Batch)
+                waveform, num_samples = place((np.asarray(batch.waveform), np.asarray(batch.num_samples)))
+                yield Work(planned.indices, waveform, num_samples)
+
+        for indices, recognition in recognize_batches(recognizer, work(), decide, execution, fetch=fetch):
+            keep(indices, recognition)
     references = [u.text for u in corpus.utterances]
     return Evaluation(
         ids=[u.id for u in corpus.utterances],
@@ -197,6 +204,7 @@ def evaluate(
         gates=np.stack([parts[i][0] for i in range(count)]),
         gate_probabilities=np.stack([parts[i][1] for i in range(count)]),
         gflops=np.array([parts[i][2] for i in range(count)]),
+        encoder_share=np.array([parts[i][3] for i in range(count)]),
         audio_seconds=np.array([u.num_samples for u in corpus.utterances]) / corpus.sample_rate,
     )
 

@@ -1,8 +1,9 @@
-"""From waveforms to tokens in one of three executions of the same model.
+"""From waveforms to tokens in one of four executions of the same model.
 
 =============  =========================================================================================
 masked         one compiled program that computes every branch; any batch
-conditional    one compiled program that skips a branch no row wants (``lax.cond`` in the scan); any batch
+conditional    one compiled program that skips a branch no row wants (``lax.cond``); any batch
+compacted      one compiled program that computes a branch for the rows that want it; any batch
 eager          a host loop at batch 1: each block is compiled once, a closed block is never called
 =============  =========================================================================================
 """
@@ -20,13 +21,35 @@ from jax.sharding import PartitionSpec as P
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.inference.decoding import frame_path, merge_repeats
 from i3d_jax.model.asr import ASRModel
-from i3d_jax.model.encoder import Execute, LayerFns, Params, conditional, encode_layer, masked
-from i3d_jax.model.gates import Decision
+from i3d_jax.model.encoder import (
+    Execute,
+    LayerFns,
+    Params,
+    compacted,
+    conditional,
+    encode_layer,
+    masked,
+    rows_at_once,
+)
+from i3d_jax.model.gates import Decision, settled
 from i3d_jax.model.layers import Context
 from i3d_jax.types import Array
 
-Execution = Literal["masked", "conditional", "eager"]
-EXECUTIONS: tuple[Execution, ...] = ("masked", "conditional", "eager")
+Execution = Literal["masked", "conditional", "compacted", "eager"]
+EXECUTIONS: tuple[Execution, ...] = ("masked", "conditional", "compacted", "eager")
+
+_FRAMES_AT_ONCE = {"cpu": 256}
+_FRAMES_AT_ONCE_ELSEWHERE = 4096
+"""Rows that ``compacted`` takes together have about so many encoder frames: enough to keep the device busy."""
+
+
+def best_execution(rows: int, predictor: str) -> Execution:
+    """The fastest execution of a model with this gate predictor for batches of so many rows: see docs/speed.md."""
+    if rows > 1:
+        return "masked" if predictor == "none" else "compacted"
+    # The host loop compiles two blocks instead of all layers. Local gates are read back after every layer, and an
+    # accelerator waits meanwhile.
+    return "eager" if predictor != "local" and jax.default_backend() == "cpu" else "conditional"
 
 
 class Recognition(NamedTuple):
@@ -45,8 +68,11 @@ class Recognition(NamedTuple):
     blank_margin: Array
 
 
-class EagerStart(NamedTuple):
-    """What is known before the first layer; gates [N, B, M] are final unless the predictor is local."""
+class Start(NamedTuple):
+    """What is known before the first layer; gates [N, B, M] are final unless the predictor is local.
+
+    ``x`` [B, T, D] is the encoder input, ``mask`` [B, T], ``probabilities`` [N, B, M], ``num_frames`` [B].
+    """
 
     x: jax.Array
     mask: jax.Array
@@ -58,12 +84,18 @@ class EagerStart(NamedTuple):
 class EagerPieces(NamedTuple):
     """The compiled pieces of the eager loop."""
 
-    start: Callable[..., EagerStart]
+    start: Callable[..., Start]
     blocks: dict[str, Callable[..., jax.Array]]
     predict: Callable[..., jax.Array]
     decide: Callable[..., jax.Array]
     probability: Callable[..., jax.Array]
     finish: Callable[..., tuple[jax.Array, ...]]
+
+
+def _decode(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Tokens, their numbers, path and margins of the blank, as in `Recognition`."""
+    path, blank_margin = frame_path(logits, mask)
+    return *merge_repeats(path), path, blank_margin
 
 
 class Pipeline:
@@ -86,8 +118,8 @@ class Pipeline:
           frontend: of the features.
           model: the recogniser.
           stats: of global normalisation.
-          devices: among which ``masked`` and ``conditional`` split batches, whose rows their number divides; empty
-            leaves the place to jax.
+          devices: among which the compiled executions split batches, whose rows their number divides; empty leaves
+            the place to jax.
         """
         self.frontend = frontend
         self.model = model
@@ -95,6 +127,27 @@ class Pipeline:
         self.devices = tuple(devices)
         self.masked = jax.jit(self._split(partial(self._run, execute=masked)))
         self.conditional = jax.jit(self._split(partial(self._run, execute=conditional)))
+
+    @cached_property
+    def _platform(self) -> str:
+        return self.devices[0].platform if self.devices else jax.default_backend()
+
+    @cached_property
+    def _frames_at_once(self) -> int:
+        return _FRAMES_AT_ONCE.get(self._platform, _FRAMES_AT_ONCE_ELSEWHERE)
+
+    @cached_property
+    def _compact(self) -> Execute:
+        return partial(compacted, frames_at_once=self._frames_at_once)
+
+    def rows_at_once(self, rows: int, frames: int) -> int:
+        """Rows of a batch of ``rows`` with so many encoder frames that ``compacted`` computes together."""
+        return rows_at_once(rows, frames, self._frames_at_once)
+
+    @cached_property
+    def compacted(self) -> Callable[..., Recognition]:
+        """The program of this execution, as ``masked`` and ``conditional`` are."""
+        return jax.jit(self._split(partial(self._run, execute=self._compact)))
 
     def _split(self, run: Callable[..., Recognition]) -> Callable[..., Recognition]:
         if not self.devices:
@@ -122,22 +175,41 @@ class Pipeline:
     ) -> Recognition:
         features, mask = self.features(waveform, num_samples)
         output = self.model.apply(params, features, mask, decide, execute=execute)
-        path, blank_margin = frame_path(output.logits, output.mask)
-        tokens, num_tokens = merge_repeats(path)
+        tokens, num_tokens, path, blank_margin = _decode(output.logits, output.mask)
         frames = jnp.sum(mask, axis=1)
         return Recognition(tokens, num_tokens, output.gates, output.gate_probabilities, frames, path, blank_margin)
+
+    @cached_property
+    def start(self) -> Callable[[Params, Array, Array, Decision], Start]:
+        """(params, waveform [B, S], num_samples [B], decide) to what is known before the first layer."""
+        encoder = self.model.encoder
+
+        def start(params: Params, waveform: jax.Array, num_samples: jax.Array, decide: Decision) -> Start:
+            features, feature_mask = self.features(waveform, num_samples)
+            x, mask = self.model.embed(params, features, feature_mask)
+            logits = encoder.predict(params, x, mask)
+            final = settled(decide, logits, mask) if encoder.gates.predictor == "global" else decide
+            gates = jax.vmap(lambda z, n: final(z, None, n))(logits, jnp.arange(encoder.config.num_layers))
+            return Start(x, mask, gates, encoder.probabilities(logits), jnp.sum(feature_mask, axis=1))
+
+        return jax.jit(start)
+
+    @cached_property
+    def rest(self) -> Callable[[Params, Start, Decision], Recognition]:
+        """(params, start, decide) to the result, ``compacted``: what `start` began, for any rows of one length."""
+
+        def rest(params: Params, start: Start, decide: Decision) -> Recognition:
+            encoded = self.model.encoder.apply(params, start.x, start.mask, decide, execute=self._compact)
+            decoded = _decode(self.model.project(params, encoded.x), start.mask)
+            probabilities = jnp.swapaxes(start.probabilities, 0, 1)
+            return Recognition(*decoded[:2], encoded.gates, probabilities, start.num_frames, *decoded[2:])
+
+        return jax.jit(rest)
 
     @cached_property
     def eager_pieces(self) -> EagerPieces:
         """The pieces of the eager loop, each compiled once for each shape."""
         model, encoder = self.model, self.model.encoder
-
-        def start(params: Params, waveform: jax.Array, num_samples: jax.Array, decide: Decision) -> EagerStart:
-            features, feature_mask = self.features(waveform, num_samples)
-            x, mask = model.embed(params, features, feature_mask)
-            logits = encoder.predict(params, x, mask)
-            gates = jax.vmap(lambda z, n: decide(z, None, n))(logits, jnp.arange(encoder.config.num_layers))
-            return EagerStart(x, mask, gates, encoder.probabilities(logits), jnp.sum(feature_mask, axis=1))
 
         def block(module: Any) -> Callable[..., jax.Array]:
             # Masked with an open gate: the residual is added where every other execution adds it.
@@ -148,11 +220,10 @@ class Pipeline:
             return jax.jit(run)
 
         def finish(params: Params, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
-            path, blank_margin = frame_path(model.project(params, x), mask)
-            return *merge_repeats(path), path, blank_margin
+            return _decode(model.project(params, x), mask)
 
         return EagerPieces(
-            start=jax.jit(start),
+            start=self.start,
             blocks={branch.name: block(branch.module) for branch in encoder.branches},
             predict=jax.jit(lambda params, x, mask: encoder.predictor.apply({"params": params}, x, mask)),
             decide=jax.jit(lambda decide, logits, layer: decide(logits, None, layer)),
@@ -170,7 +241,12 @@ class Pipeline:
             case "masked":
                 return partial(self.masked, params)
             case "conditional":
-                return partial(self.conditional, params)
+                # A scan would copy the parameters of skipped layers too, which only a CPU feels; others compile less.
+                return partial(
+                    self.conditional, self.model.encoder.unstack(params) if self._platform == "cpu" else params
+                )
+            case "compacted":
+                return partial(self.compacted, params)
             case "eager":
                 return EagerProgram(self, params)
         raise ValueError(f"execution {execution!r} is unknown: choose one of {', '.join(EXECUTIONS)}")
@@ -188,12 +264,11 @@ class EagerProgram:
         """Unstack the parameters and bind the compiled pieces."""
         self.model = pipeline.model
         encoder = self.model.encoder
-        self._params = {name: params[name] for name in params.keys() - {"layers"}}
-        self._layers = [jax.tree.map(lambda p, n=n: p[n], params["layers"]) for n in range(encoder.config.num_layers)]
+        unstacked = encoder.unstack(params)
+        self._layers = unstacked.pop("layers")
         self._local = encoder.gates.predictor == "local"
-        if self._local:
-            predictor = self._params.pop("predictor")
-            self._predictors = [jax.tree.map(lambda p, n=n: p[n], predictor) for n in range(len(self._layers))]
+        self._predictors = unstacked.pop("predictor") if self._local else ()
+        self._params = unstacked
         self._pieces = pipeline.eager_pieces
         self.blocks = dict(self._pieces.blocks)
         # Stands in for the logits of layers whose gates are known beforehand.
@@ -208,6 +283,33 @@ class EagerProgram:
             return LayerFns(None, branches)
         return LayerFns(partial(self._pieces.predict, self._predictors[n]), branches)
 
+    def encode(
+        self, x: jax.Array, mask: jax.Array, decide: Decision, known: np.ndarray | None
+    ) -> tuple[jax.Array, np.ndarray, list[np.ndarray]]:
+        """The layers alone.
+
+        Args:
+          x: [1, T, D] encoder input.
+          mask: [1, T].
+          decide: used where ``known`` is None.
+          known: gates [N, 1, M] that were decided before the first layer, on the host.
+
+        Returns:
+          x [1, T, D], gates [1, N, M], logits [1, M, 2] of every layer (none where gates were known).
+        """
+        context = Context(mask)
+        gates, logits = [], []
+        for n in range(len(self._layers)):
+            if known is None:
+                decide_layer = lambda z, n=n: np.asarray(self._pieces.decide(decide, z, n))  # noqa: E731
+            else:
+                decide_layer = lambda _, n=n: known[n]  # noqa: E731
+            x, gate, logit = encode_layer(self._layer(n), x, self._unused, context, decide_layer, execute_eager)
+            gates.append(gate)
+            if known is None:
+                logits.append(np.asarray(logit))
+        return x, np.stack(gates, axis=1), logits
+
     def __call__(self, waveform: Array, num_samples: Array, decide: Decision) -> Recognition:
         """Recognise one utterance, waveform [1, S].
 
@@ -217,25 +319,14 @@ class EagerProgram:
         if waveform.shape[0] != 1:
             raise ValueError(f"eager execution takes one utterance at a time, got a batch of {waveform.shape[0]}")
         start = self._pieces.start(self._params, waveform, num_samples, decide)
-        x, context = start.x, Context(start.mask)
         known = None if self._local else np.asarray(start.gates)
-        gates, logits = [], []
-        for n in range(len(self._layers)):
-            if known is None:
-                decide_layer = lambda z, n=n: np.asarray(self._pieces.decide(decide, z, n))  # noqa: E731
-            else:
-                decide_layer = lambda _, n=n: known[n]  # noqa: E731
-            x, gate, logit = encode_layer(self._layer(n), x, self._unused, context, decide_layer, execute_eager)
-            gates.append(gate)
-            logits.append(logit)
+        x, gates, logits = self.encode(start.x, start.mask, decide, known)
         tokens, num_tokens, path, blank_margin = self._pieces.finish(self._params, x, start.mask)
-        probabilities = start.probabilities
-        if known is None:
-            probabilities = self._pieces.probability(np.stack([np.asarray(z) for z in logits]))
+        probabilities = self._pieces.probability(np.stack(logits)) if self._local else start.probabilities
         return Recognition(
             np.asarray(tokens),
             np.asarray(num_tokens),
-            np.stack(gates, axis=1),
+            gates,
             np.swapaxes(np.asarray(probabilities), 0, 1),
             np.asarray(start.num_frames),
             np.asarray(path),

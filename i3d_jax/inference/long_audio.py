@@ -1,7 +1,7 @@
 """Recordings of any length, window by window: bounded memory, cost proportional to the length."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,6 +48,14 @@ class StreamTranscription(NamedTuple):
     gflops: float
     audio_seconds: float
     compute_seconds: float
+
+
+def mean_gates(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
+    """Gates and probabilities [N, M] of one segment, or the means of several: float32."""
+    if len(segments) == 1:
+        return segments[0].gates, segments[0].gate_probabilities
+    gates, probabilities = zip(*(segment[2:] for segment in segments), strict=True)
+    return np.stack(gates).mean(axis=0, dtype=np.float32), np.stack(probabilities).mean(axis=0, dtype=np.float32)
 
 
 def transcribe_stream(

@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -12,16 +12,17 @@ import numpy as np
 from etils import epath
 
 from i3d_jax.audio.frontend import GlobalStats, num_frames
-from i3d_jax.audio.io import audio_info, read_audio, resample, resampled_length
+from i3d_jax.audio.io import audio_info, check_samples, read_audio, resample, resampled_length
 from i3d_jax.audio.stream import stream_audio
+from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
-from i3d_jax.inference.execution import Execution, Pipeline, Recognition
-from i3d_jax.inference.long_audio import Segment, transcribe_stream
-from i3d_jax.inference.windows import WindowPlan, default_overlap, plan_windows
+from i3d_jax.inference.execution import Execution, Pipeline, Recognition, best_execution
+from i3d_jax.inference.long_audio import Segment, StreamTranscription, mean_gates, transcribe_stream
+from i3d_jax.inference.windows import default_overlap, plan_windows
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Params
-from i3d_jax.model.flops import count_flops
+from i3d_jax.model.flops import budget_decision, count_flops, encoder_share
 from i3d_jax.model.gates import Decision, inference_decision
 from i3d_jax.types import Array
 
@@ -105,15 +106,38 @@ class Recognizer:
         """Names of the M gates of a layer."""
         return self.model.encoder.gate_names
 
-    def decision(self, threshold: float | None = None) -> Decision:
-        """Threshold decision; None takes the configured beta.
+    def decision(self, threshold: float | None = None, budget: float | None = None) -> Decision:
+        """The decision of a threshold, or of a compute budget.
+
+        Args:
+          threshold: beta of Eqs. 10 and 11; None takes the configured one, with a budget none at all.
+          budget: share of the FLOPs of all gated blocks, from 0 to 1. With a global predictor a hard bound for each
+            utterance: its most probable blocks that fit (of those above ``threshold``, if one is given). With local
+            predictors, whose gates are not known beforehand, the threshold that keeps to it on average over the
+            utterances of the calibration.
 
         Raises:
-          ValueError: threshold outside [0, 1].
+          ValueError: threshold or budget outside [0, 1]; a budget for a model without gates, for local predictors
+            without a calibration, or together with their threshold.
         """
-        if threshold is not None and not 0.0 <= threshold <= 1.0:
-            raise ValueError(f"threshold={threshold} is not a probability: give a number from 0 to 1")
-        return inference_decision(self.config.model.gates, threshold)
+        for name, value in (("threshold", threshold), ("budget", budget)):
+            if value is not None and not 0.0 <= value <= 1.0:
+                what = "a probability" if name == "threshold" else "a share of the encoder's FLOPs"
+                raise ValueError(f"{name}={value} is not {what}: give a number from 0 to 1")
+        gates = self.config.model.gates
+        if budget is None:
+            return inference_decision(gates, threshold)
+        if gates.predictor == "none":
+            raise ValueError(f"budget={budget}: {self.config.name} has no gates, its encoder is always executed whole")
+        if gates.predictor == "global":
+            return budget_decision(self.config.model, budget, -1.0 if threshold is None else threshold)
+        if threshold is not None:
+            raise ValueError("give either threshold or budget: with local predictors a budget is a threshold")
+        return inference_decision(gates, self.config.calibration.threshold(budget))
+
+    def best_execution(self, rows: int) -> Execution:
+        """The fastest execution of batches of so many rows: see docs/speed.md."""
+        return best_execution(rows, self.config.model.gates.predictor)
 
     def recognize(
         self,
@@ -131,6 +155,13 @@ class Recognizer:
             program = self._programs[execution, split] = pipeline.program(execution, self.params)
         recognition: Recognition = fetch(program(waveform, num_samples, decide))
         return recognition
+
+    def regroups(self, shape: tuple[int, ...], execution: Execution) -> bool:
+        """Whether batches [B, S] of this shape gain from being regrouped by gate pattern (`inference.scheduler`)."""
+        if self.split is not None or execution != "compacted" or self.config.model.gates.predictor != "global":
+            return False
+        frames = self.model.num_encoder_frames(int(num_frames(self.config.frontend, shape[1])))
+        return 1 < self.pipeline.rows_at_once(shape[0], frames) < shape[0]
 
     def text(self, recognition: Recognition, row: int = 0) -> str:
         """Words of one row."""
@@ -150,6 +181,11 @@ class Recognizer:
             )
             / 1e9
         )
+
+    def encoder_share(self, recognition: Recognition) -> np.ndarray:
+        """FLOPs of the open gates' blocks as a share of those of all gated blocks: [B]."""
+        frames, gates = np.asarray(recognition.num_frames), np.asarray(recognition.gates)
+        return encoder_share(self.config.model, frames, gates)
 
     def transcribe(
         self,
@@ -193,21 +229,38 @@ class Recognizer:
         window_seconds = self.config.window_seconds if window_seconds is None else window_seconds
         overlap_seconds = default_overlap(window_seconds) if overlap_seconds is None else overlap_seconds
         plan, rate = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate), self.config.sample_rate
-        in_windows = partial(self._transcribe_windows, plan, decide, execution, show_progress)
-        source = "the samples"
         if isinstance(audio, str | os.PathLike):
             source = str(audio)
             if sample_rate is not None:
                 raise ValueError(f"{source}: a file states its own rate; sample_rate is for samples")
             length = resampled_length(*audio_info(audio), rate)
-            if length > plan.length:
-                return in_windows(stream_audio(audio, rate), length)
-            waveform = read_audio(audio, rate)
+            blocks = stream_audio(audio, rate) if length > plan.length else [read_audio(audio, rate)]
         else:
-            waveform = self._samples(audio, sample_rate)
-            if len(waveform) > plan.length:
-                return in_windows([waveform], len(waveform))
-        seconds = len(waveform) / rate
+            source = "the samples"
+            if sample_rate is None:
+                raise ValueError("samples need sample_rate=...")
+            waveform = resample(check_samples(audio, sample_rate), sample_rate, rate)
+            blocks, length = [waveform], len(waveform)
+        if length > plan.length:
+            result = transcribe_stream(
+                self, blocks, plan, decide, execution, num_samples=length, show_progress=show_progress
+            )
+        else:
+            (waveform,) = blocks
+            result = self._transcribe_whole(waveform, source, decide, execution)
+        gates, probabilities = mean_gates(result.segments)
+        return Transcription(
+            **result._asdict(),
+            gates=gates,
+            gate_probabilities=probabilities,
+            gate_names=self.gate_names,
+            executed_layers=float(gates.sum() / len(self.gate_names)),
+        )
+
+    def _transcribe_whole(
+        self, waveform: np.ndarray, source: str, decide: Decision, execution: Execution
+    ) -> StreamTranscription:
+        seconds = len(waveform) / self.config.sample_rate
         if self.model.num_encoder_frames(int(num_frames(self.config.frontend, len(waveform)))) < 1:
             raise ValueError(f"{source}: {seconds:.3f} s of audio are too short to recognise; give at least 0.1 s")
         padded, num_samples = alone(waveform)
@@ -215,53 +268,10 @@ class Recognizer:
         recognition = self.recognize(padded, num_samples, decide, execution)
         text = self.text(recognition)
         compute_seconds = time.perf_counter() - start
-        gates, probabilities = np.asarray(recognition.gates[0]), np.asarray(recognition.gate_probabilities[0])
-        return Transcription(
-            text=text,
-            gates=gates,
-            gate_probabilities=probabilities,
-            gate_names=self.gate_names,
-            executed_layers=float(gates.sum() / len(self.gate_names)),
-            gflops=float(self.gflops(recognition, execution)[0]),
-            audio_seconds=seconds,
-            compute_seconds=compute_seconds,
-            segments=(Segment(0.0, seconds, gates, probabilities),),
-        )
-
-    def _transcribe_windows(
-        self,
-        plan: WindowPlan,
-        decide: Decision,
-        execution: Execution,
-        show_progress: bool,
-        blocks: Iterable[np.ndarray],
-        num_samples: int,
-    ) -> Transcription:
-        result = transcribe_stream(
-            self, blocks, plan, decide, execution, num_samples=num_samples, show_progress=show_progress
-        )
-        gates = np.stack([segment.gates for segment in result.segments]).mean(axis=0, dtype=np.float32)
-        return Transcription(
-            **result._asdict(),
-            gates=gates,
-            gate_probabilities=np.stack([segment.gate_probabilities for segment in result.segments]).mean(axis=0),
-            gate_names=self.gate_names,
-            executed_layers=float(gates.sum() / len(self.gate_names)),
-        )
-
-    def _samples(self, audio: np.ndarray, sample_rate: int | None) -> np.ndarray:
-        if sample_rate is None:
-            raise ValueError("samples need sample_rate=...")
-        if not 1000 <= sample_rate <= 1_000_000:
-            raise ValueError(f"sample_rate={sample_rate}: expected a rate in Hz, from 1000 to 1000000")
-        audio = np.asarray(audio)
-        if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
-            raise ValueError(f"samples must be a float array [S] in [-1, 1], got {audio.dtype} {audio.shape}")
-        if not np.isfinite(audio).all():
-            raise ValueError("the samples hold NaN or infinite values; mend or cut them")
-        if audio.size and np.abs(audio).max() > 8:
-            raise ValueError(f"samples reach {np.abs(audio).max():g}, expected [-1, 1]; divide them by the full scale")
-        return resample(audio.astype(np.float32), sample_rate, self.config.sample_rate)
+        gates, probabilities = (np.asarray(x[0]) for x in (recognition.gates, recognition.gate_probabilities))
+        gflops = float(self.gflops(recognition, execution)[0])
+        segment = Segment(0.0, seconds, gates, probabilities)
+        return StreamTranscription(text, (segment,), gflops, seconds, compute_seconds)
 
     def save(self, path: str | epath.Path, dtype: str = "float32") -> None:
         """Write a bundle, whole or not at all; ``dtype="float16"`` halves it. An existing bundle is replaced.
@@ -273,11 +283,12 @@ class Recognizer:
 
 
 def load(path: str | epath.PathLike) -> Recognizer:
-    """Load a run directory or a bundle.
+    """Load a run directory or a bundle; from then on compiled programs are kept on disk (`keep_programs`).
 
     Raises:
       FileNotFoundError: no finished model there.
       ValueError: a file is damaged or missing, or the parameters do not fit the stated architecture.
     """
+    keep_programs()
     bundle = load_bundle(path)
     return Recognizer(**bundle._replace(params=jax.device_put(bundle.params))._asdict())

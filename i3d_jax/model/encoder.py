@@ -8,7 +8,9 @@
         x  = execute(branch, x, gates[:, m], context)
 
 ``encode_layer`` is the only place where branches and gates are composed (Eqs. 3, 4); the executions differ in
-``execute`` alone. Parameters are stacked over layers and scanned, so one tree serves all executions.
+``execute`` alone. Parameters are stacked over layers and scanned, so one tree serves all executions. `Encoder.unstack`
+makes one tree a layer of it, over which `Encoder.apply` loops: a scan copies the parameters of every layer before it is
+known whether anything wants them, which costs a CPU as much as two or three layers of the paper's encoder at batch 1.
 """
 
 from collections.abc import Callable
@@ -18,8 +20,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from i3d_jax.model.gates import Decision, GateConfig, execute_probability, fold_in
+from i3d_jax.model.gates import Decision, GateConfig, execute_probability, fold_in, settled
 from i3d_jax.model.layers import Branch, Context, FeedForward, GatePredictor, SelfAttention
 from i3d_jax.model.precision import DENSE, Precision
 from i3d_jax.types import Array
@@ -111,6 +114,54 @@ def conditional(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -
     return jax.lax.cond(jnp.any(gate), lambda x: masked(branch, x, gate, context), lambda x: x, x)
 
 
+def rows_at_once(rows: int, frames: int, frames_at_once: int) -> int:
+    """Rows of T = ``frames`` frames in a part of ``compacted``, for a batch of ``rows``."""
+    return min(rows, -(-frames_at_once // max(frames, 1)))
+
+
+def compacted(branch: BranchFn, x: jax.Array, gate: Array, context: Context, *, frames_at_once: int) -> jax.Array:
+    """Run the branch for the rows that want it and no others, a few rows at a time; rows [B, T, D] stay in place.
+
+    ::
+
+        rows = those with an open gate, in order
+        for part in parts of rows:              as many parts as the rows need, so none for none
+            x[part] += branch(x[part])
+
+    Args:
+      branch: residual-free.
+      x: [B, T, D].
+      gate: [B] bool.
+      context: of the branch.
+      frames_at_once: a part has as many rows as it takes to have so many frames (of T each). One row is exact, more
+        are faster where a row is short or the device wide; the last part may be filled up with rows that want nothing.
+
+    Raises:
+      TypeError: the gate is not boolean.
+    """
+    gate = jnp.asarray(gate)
+    if gate.dtype != jnp.bool_:
+        raise TypeError(f"compacted execution needs boolean gates, got {gate.dtype}")
+    batch, frames = x.shape[:2]
+    gate = gate & jnp.any(context.mask, axis=1)  # a row that only fills the batch needs nothing
+    size = rows_at_once(batch, frames, frames_at_once)
+    open_first = jnp.argsort(~gate, stable=True)
+    missing = -batch % size
+    rows = jnp.pad(open_first, (0, missing), constant_values=batch)  # no row: nothing is written there
+    wanted = jnp.pad(gate[open_first], (0, missing))
+
+    def run(part: jax.Array, x: jax.Array) -> jax.Array:
+        own, open_ = (jax.lax.dynamic_slice_in_dim(a, part * size, size) for a in (rows, wanted))
+        if size == 1:  # a slice, which is cheaper than a gather
+            take, put = jax.lax.dynamic_index_in_dim, jax.lax.dynamic_update_index_in_dim
+            part_x, part_context = jax.tree.map(lambda a: take(a, own[0], 0), (x, context))
+            return put(x, masked(branch, part_x, open_, part_context), own[0], 0)
+        part_x, part_context = jax.tree.map(lambda a: a.at[own].get(mode="clip"), (x, context))
+        return x.at[own].set(masked(branch, part_x, open_, part_context), mode="drop", unique_indices=True)
+
+    return jax.lax.fori_loop(0, -(-jnp.sum(gate) // size), run, x)
+
+
 def encode_layer(
     layer: LayerFns,
     x: jax.Array,
@@ -190,6 +241,20 @@ class Encoder:
             params["predictor"] = jax.vmap(lambda k: self.predictor.init(k, x, context.mask)["params"])(keys)
         return params
 
+    def unstack(self, params: Params) -> Params:
+        """The same parameters with ``layers``, and local predictors, as tuples of one tree a layer.
+
+        Not for use within a program: they pass through the host, where slices need no compilation.
+        """
+
+        def apart(tree: Any) -> tuple[Any, ...]:
+            tree = jax.tree.map(np.asarray, tree)
+            layers = range(self.config.num_layers)
+            return tuple(jax.tree.map(lambda leaf, n=n: jax.device_put(leaf[n]), tree) for n in layers)
+
+        names = ("layers", "predictor") if self.gates.predictor == "local" else ("layers",)
+        return params | {name: apart(params[name]) for name in names}
+
     def predict(self, params: Params, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Logits known before the first layer: [N, B, M, 2] of the global predictor, zeros otherwise."""
         shape = (x.shape[0], self.config.num_layers, len(self.branches), 2)
@@ -233,11 +298,11 @@ class Encoder:
         """Encode x [B, T, D] with mask [B, T] in one scan over the layers, cut only at the taps.
 
         Args:
-          params: from ``init``.
+          params: from ``init``, or from ``unstack``: then a loop over the layers instead of a scan.
           x: encoder input X^(0), positions added.
           mask: valid frames.
           decide: a decision of ``model.gates``.
-          execute: ``masked`` or ``conditional``.
+          execute: ``masked``, ``conditional`` or ``compacted``.
           gate_keys: [B], of random decisions; each layer folds its index in.
           dropout_keys: [B]; None switches dropout off.
           taps: numbers of layers (1 to N - 1, ascending) whose outputs are returned too.
@@ -261,10 +326,23 @@ class Encoder:
         whole = params
         if gather and self.gates.predictor == "global":
             whole = {"predictor": gather(params["predictor"])}
-        xs = (jnp.arange(self.config.num_layers), (params["layers"], local), self.predict(whole, x, mask))
+        known = self.predict(whole, x, mask)
+        if self.gates.predictor == "global":
+            decide = settled(decide, known, mask)
+        layers = (jnp.arange(self.config.num_layers), (params["layers"], local), known)
+
+        def run(x: jax.Array, first: int, last: int) -> tuple[jax.Array, tuple[Array, jax.Array]]:
+            if not isinstance(params["layers"], tuple):
+                return jax.lax.scan(body, x, jax.tree.map(lambda leaf: leaf[first:last], layers))
+            outputs = []
+            for n in range(first, last):
+                x, ys = body(x, (n, (params["layers"][n], local and local[n]), known[n]))
+                outputs.append(ys)
+            return x, jax.tree.map(lambda *of: jnp.stack(of), *outputs)
+
         tapped, outputs = [], []
         for first, last in pairwise((0, *taps, self.config.num_layers)):
-            x, ys = jax.lax.scan(body, x, jax.tree.map(lambda leaf, cut=slice(first, last): leaf[cut], xs))
+            x, ys = run(x, first, last)
             tapped.append(x)
             outputs.append(ys)
         gates, probabilities = jax.tree.map(lambda *parts: jnp.swapaxes(jnp.concatenate(parts), 0, 1), *outputs)

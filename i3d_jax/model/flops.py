@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from i3d_jax.model.asr import ModelConfig
+from i3d_jax.model.gates import Budget
 from i3d_jax.model.subsampling import num_subsampled_frames
 
 
@@ -51,11 +52,34 @@ class FlopCount:
         }
 
 
+def branch_costs(model_config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """FLOPs of one call of each gated branch, in the order of the gates' M axis: (for each frame, for each pair)."""
+    d, hidden = model_config.encoder.d_model, model_config.encoder.ffn_dim
+    return {"mha": (8 * d * d, 4 * d), "ffn": (4 * d * hidden, 0)}
+
+
 def branch_flops(model_config: ModelConfig, frames: np.ndarray | int) -> dict[str, np.ndarray]:
     """FLOPs of one call of each gated branch on ``frames`` encoder frames, in the order of the gates' M axis."""
     t = np.asarray(frames, np.float64)
-    d, hidden = model_config.encoder.d_model, model_config.encoder.ffn_dim
-    return {"mha": 8 * t * d * d + 4 * t * t * d, "ffn": 4 * t * d * hidden}
+    return {name: t * each + t * t * pair for name, (each, pair) in branch_costs(model_config).items()}
+
+
+def budget_decision(model_config: ModelConfig, share: float, beta: float = -1.0) -> Budget:
+    """The most probable blocks within a share of the FLOPs of all gated blocks of the encoder."""
+    costs = np.array(list(branch_costs(model_config).values()), np.int64)
+    costs //= np.gcd.reduce(costs, axis=None)  # small integers, whose sums fit into 32 bits
+    fixed, per_frame = costs.T.astype(np.int32)
+    return Budget(share, fixed, per_frame, beta)
+
+
+def encoder_share(model_config: ModelConfig, num_frames: np.ndarray, gates: np.ndarray) -> np.ndarray:
+    """FLOPs of the open gates [B, N, M] as a share of those of all blocks: [B].
+
+    ``num_frames`` [B] counts feature frames. An utterance too short for an encoder frame has a share of 0.
+    """
+    costs = np.stack(list(branch_flops(model_config, num_subsampled_frames(num_frames)).values()), axis=-1)
+    total = costs.sum(axis=-1) * gates.shape[1]
+    return (gates.sum(axis=1) * costs).sum(axis=-1) / np.maximum(total, 1)
 
 
 def count_flops_by_part(

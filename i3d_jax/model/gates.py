@@ -26,6 +26,14 @@ class Decision(Protocol):
         ...
 
 
+class Planned(Decision, Protocol):
+    """A decision that sees all gates of an utterance at once, as only a global predictor allows."""
+
+    def settle(self, logits: jax.Array, mask: jax.Array) -> Decision:
+        """Logits [N, B, M, 2] and the mask [B, T] of valid frames to the decision of each gate."""
+        ...
+
+
 @dataclass(frozen=True)
 class GateConfig:
     """Gate predictors and their training relaxation."""
@@ -135,6 +143,60 @@ class Fixed(NamedTuple):
         mask = jnp.asarray(self.mask, bool)
         row = jax.lax.dynamic_index_in_dim(mask, layer, axis=mask.ndim - 2, keepdims=False)
         return jnp.broadcast_to(row, logits.shape[:-1])
+
+
+class Budget(NamedTuple):
+    """The most probable blocks that fit into a share of the cost of all blocks; a hard bound for each utterance.
+
+    Blocks are taken in the order of p(execute), the lower layer first where two are equal; one that no longer fits is
+    left out, and a cheaper one after it may still fit. The cost of a block of branch m for one of T frames is
+    ``fixed[m] + per_frame[m] * T``, in integers, so that the bound is exact.
+
+    Attributes:
+      share: of the cost of all N x M blocks, from 0 to 1.
+      fixed: [M] int32.
+      per_frame: [M] int32.
+      beta: blocks with p(execute) not above it stay closed whatever the budget; below 0 for none.
+    """
+
+    share: Array | float
+    fixed: Array
+    per_frame: Array
+    beta: Array | float = -1.0
+
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int) -> jax.Array:
+        """Cannot decide about one layer.
+
+        Raises:
+          ValueError: always; the predictor is not global.
+        """
+        raise ValueError("a compute budget for each utterance needs all gates at once: a global gate predictor")
+
+    def settle(self, logits: jax.Array, mask: jax.Array) -> "Fixed":
+        """Logits [N, B, M, 2] and mask [B, T] to the pattern [B, N, M]."""
+        probability = jnp.swapaxes(execute_probability(logits), 0, 1)
+        frames = jnp.sum(mask, axis=1, dtype=jnp.int32)
+        cost = jnp.asarray(self.fixed, jnp.int32)[None] + jnp.asarray(self.per_frame, jnp.int32)[None] * frames[:, None]
+        cost = jnp.broadcast_to(cost[:, None], probability.shape).reshape(len(cost), -1)
+        flat = probability.reshape(cost.shape)
+        limit = jnp.floor(self.share * jnp.sum(cost, axis=1)).astype(jnp.int32)
+
+        def take(spent: jax.Array, block: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+            price, likely = block
+            fits = likely & (spent + price <= limit)
+            return spent + jnp.where(fits, price, 0), fits
+
+        order = jnp.argsort(-flat, axis=1, stable=True)
+        blocks = tuple(jnp.take_along_axis(a, order, axis=1).T for a in (cost, flat > self.beta))
+        _, taken = jax.lax.scan(take, jnp.zeros_like(limit), blocks)
+        rows = jnp.arange(len(cost))[:, None]
+        return Fixed(jnp.zeros(cost.shape, bool).at[rows, order].set(taken.T).reshape(probability.shape))
+
+
+def settled(decide: Decision, logits: jax.Array, mask: jax.Array) -> Decision:
+    """The decision once the logits [N, B, M, 2] of all layers are known, for frames [B, T]."""
+    settle = getattr(decide, "settle", None)
+    return decide if settle is None else settle(logits, mask)
 
 
 def training_decision(config: GateConfig, temperature: Array | float | None = None) -> Decision:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from i3d_jax.model.precision import Dense, Precision, product
+from i3d_jax.model.attention import Kept, attend
+from i3d_jax.model.precision import Dense, Precision
 
 
 class Context(NamedTuple):
@@ -37,21 +38,28 @@ def layer_norm(name: str, precision: Precision) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-12, use_fast_variance=False, dtype=precision, name=name)
 
 
-def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
-    """Dropout of x [B, ..., D] with 8 random bits an element; ``keys`` [B], one for each row, or None without dropout.
+def keep(rate: float, shape: tuple[int, ...], keys: jax.Array | None) -> Kept | None:
+    """What dropout keeps of an array of shape [B, ..., K], from 8 random bits an element; None without dropout.
 
-    What a row loses does not depend on the rows beside it, so neither on how batches are split.
+    ``keys`` is [B], one for each row, or None: what a row loses does not depend on the rows beside it, so neither on
+    how batches are split.
 
     Counter-based random bits are a large share of a training step on CPU, and 32 bits an element are not needed: the
     rate is rounded to a multiple of 1/256 and the kept elements are scaled by that very rate.
     """
     dropped = min(round(rate * 256), 255)
     if keys is None or dropped == 0:
-        return x
-    words = -(-x.shape[-1] // 4)
-    bits = jax.vmap(lambda key: jax.random.bits(key, (*x.shape[1:-1], words), jnp.uint32))(keys)
-    octets = jax.lax.bitcast_convert_type(bits, jnp.uint8).reshape(*x.shape[:-1], words * 4)[..., : x.shape[-1]]
-    return jnp.where(octets >= dropped, x * (256 / (256 - dropped)), 0)
+        return None
+    words = -(-shape[-1] // 4)
+    bits = jax.vmap(lambda key: jax.random.bits(key, (*shape[1:-1], words), jnp.uint32))(keys)
+    octets = jax.lax.bitcast_convert_type(bits, jnp.uint8).reshape(*shape[:-1], words * 4)[..., : shape[-1]]
+    return Kept(octets >= dropped, jnp.float32(256 / (256 - dropped)))
+
+
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Dropout of x [B, ..., D], see `keep`."""
+    kept = keep(rate, x.shape, keys)
+    return x if kept is None else jnp.where(kept.mask, x * kept.scale.astype(x.dtype), 0)
 
 
 _xavier = nn.initializers.xavier_uniform()  # ESPnet's, of every kernel
@@ -82,16 +90,11 @@ class SelfAttention(nn.Module):
     def __call__(self, x: jax.Array, context: Context, dropout_keys: jax.Array | None = None) -> jax.Array:
         """[B, T, D] -> [B, T, D]; frames outside ``context.mask`` are not attended to."""
         batch, frames, width = x.shape
-        head = width // self.num_heads
         weights_keys, output_keys = split_keys(dropout_keys, 2)
         x = layer_norm("norm", self.precision)(x)
-        qkv = Dense(3 * width, self.precision, _thirds, name="qkv")(x).reshape(batch, frames, 3, self.num_heads, head)
-        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        scores = product("bqhd,bkhd->bhqk", q * (1 / math.sqrt(head)), k, self.precision)
-        scores = jnp.where(context.mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
-        weights = dropout(weights, self.attention_dropout, weights_keys)
-        x = product("bhqk,bkhd->bqhd", weights, v, self.precision).astype(x.dtype).reshape(batch, frames, width)
+        qkv = Dense(3 * width, self.precision, _thirds, name="qkv")(x)
+        kept = keep(self.attention_dropout, (batch, self.num_heads, frames, frames), weights_keys)
+        x = attend(qkv, context.mask, kept, self.num_heads, self.precision)
         return dropout(Dense(width, self.precision, _xavier, name="output")(x), self.dropout, output_keys)
 
 

@@ -77,14 +77,12 @@ def test_every_word_is_there_once(asr, pause, spread):
     for token in asr.tokenizer.encode(text):
         path += [token] * int(generator.integers(1, spread + 1)) + [0] * int(generator.integers(1, spread + 1))
         path += [0] * pause * int(generator.random() < 0.2)
-    samples = np.repeat(np.array(path, np.float32) / 1000, FRAME)
+    samples = np.repeat(np.array([*path, 0, 0], np.float32) / 1000, FRAME)  # the last two are no encoder frames
     blocks = np.array_split(samples, 99)
     for window, overlap in ((5.0, 0.4), (5.0, 2.5), (17.3, 4.0)):
         plan = plan_windows(window, overlap, 16000)
         result = transcribe_stream(perfect, blocks, plan, perfect.decision(), "conditional")
-        # The last two frames of a recording are not a frame of the encoder.
-        assert result.text == text if path[-1] == path[-2] == 0 else text.startswith(result.text)
-        assert len(result.text.split()) >= len(text.split()) - 1
+        assert result.text == text
         assert len(result.segments) == plan.count(len(samples))
 
 

@@ -1,11 +1,16 @@
 """Composition of branches and gates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from i3d_jax.model.encoder import Encoder, EncoderConfig, conditional, masked
+from i3d_jax.model.encoder import Encoder, EncoderConfig, compacted, conditional, masked, rows_at_once
 from i3d_jax.model.gates import Fixed, GateConfig, Open, SoftMean, Threshold, inference_decision, training_decision
 from i3d_jax.model.layers import Context
 
@@ -137,10 +142,43 @@ def test_a_closed_boolean_gate_gives_no_gradient_and_stops_nan(x, mask):
         np.testing.assert_array_equal(loss(params_nan, execute), loss(params, execute))
 
 
-def test_conditional_refuses_float_gates(x, mask):
+@pytest.mark.parametrize("execute", [conditional, partial(compacted, frames_at_once=1)])
+def test_what_skips_refuses_float_gates(execute, x, mask):
     encoder, params = make("global")
     with pytest.raises(TypeError, match="boolean"):
-        encoder.apply(params, x, mask, SoftMean(), execute=conditional)
+        encoder.apply(params, x, mask, SoftMean(), execute=execute)
+
+
+@given(hnp.arrays(bool, st.integers(1, 7)), st.integers(1, 40), st.booleans())
+def test_compacted_runs_as_few_parts_as_the_rows_need(gate, frames_at_once, filler):
+    rows, frames = len(gate), 4
+    x = np.arange(rows * frames * 2, dtype=np.float32).reshape(rows, frames, 2)
+    mask = np.ones((rows, frames), bool)
+    mask[-1] = not filler
+    size = rows_at_once(rows, frames, frames_at_once)
+    seen = []
+
+    def branch(x, context):
+        jax.debug.callback(lambda x: seen.append(x), x)
+        return x + context.mask[..., None]
+
+    context = Context(jnp.asarray(mask))
+    output = jax.jit(partial(compacted, branch, frames_at_once=frames_at_once))(x, gate, context)
+    jax.effects_barrier()
+    gate = gate & mask.any(axis=1)
+    np.testing.assert_array_equal(output, np.where(gate[:, None, None], 2 * x + 1, x))
+    assert len(seen) == -(-gate.sum() // size) and all(len(part) == size for part in seen)
+
+
+@pytest.mark.parametrize("predictor", ["none", "local", "global"])
+def test_a_loop_over_unstacked_layers_equals_the_scan(predictor, x, mask):
+    encoder, params = make(predictor)
+    pattern = jax.random.bernoulli(jax.random.key(2), 0.5, (3, LAYERS, 2))
+    for execute in (masked, conditional, partial(compacted, frames_at_once=6)):
+        run = partial(encoder.apply, x=x, mask=mask, decide=Fixed(pattern), execute=execute, taps=(1,))
+        scanned, looped = run(params), run(encoder.unstack(params))
+        for one, other in zip(jax.tree.leaves(scanned), jax.tree.leaves(looped), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("predictor", ["local", "global"])

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from i3d_jax.model.gates import (
+    Budget,
     Fixed,
     GateConfig,
     GumbelSoftmax,
@@ -19,6 +20,7 @@ from i3d_jax.model.gates import (
     execute_probability,
     executed_layers,
     inference_decision,
+    settled,
     training_decision,
     utility,
 )
@@ -129,3 +131,48 @@ def test_configured_decisions():
     assert inference_decision(GateConfig("global"), 0.0) == Threshold(0.0)
     logits = jax.random.normal(jax.random.key(0), (2, 2, 2))
     np.testing.assert_array_equal(SoftMean()(logits, None, 0), execute_probability(logits))
+
+
+def budget_cases():
+    sizes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 3))
+    return sizes.flatmap(
+        lambda size: st.tuples(
+            hnp.arrays(np.float32, (size[1], size[0], size[2], 2), elements=st.floats(-9, 9, width=32)),
+            hnp.arrays(np.int32, size[2], elements=st.integers(1, 50)),
+            hnp.arrays(np.int32, size[2], elements=st.integers(0, 9)),
+            hnp.arrays(np.int64, size[0], elements=st.integers(1, 20)),
+            st.floats(0, 1, width=32),
+        )
+    )
+
+
+@given(budget_cases(), st.sampled_from([-1.0, 0.4]))
+def test_a_budget_takes_the_most_probable_blocks_that_fit(case, beta):
+    logits, fixed, per_frame, frames, share = case
+    layers, rows, branches, _ = logits.shape
+    mask = np.arange(20)[None] < frames[:, None]
+    decide = settled(Budget(share, fixed, per_frame, beta), jnp.asarray(logits), jnp.asarray(mask))
+    gates = np.stack([decide(jnp.asarray(logits[n]), None, n) for n in range(layers)], axis=1)
+    probability = np.swapaxes(np.asarray(execute_probability(jnp.asarray(logits))), 0, 1).reshape(rows, -1)
+    for row in range(rows):
+        cost = np.tile(fixed.astype(np.int64) + per_frame * frames[row], layers)
+        limit, spent, expected = np.float32(share) * np.float32(cost.sum()), 0, np.zeros(layers * branches, bool)
+        for block in sorted(range(len(cost)), key=lambda k: -probability[row, k]):
+            if probability[row, block] > beta and spent + cost[block] <= limit:
+                spent += cost[block]
+                expected[block] = True
+        np.testing.assert_array_equal(gates[row].ravel(), expected)
+        assert cost[gates[row].ravel()].sum() <= share * cost.sum() * (1 + 1e-6)
+
+
+def test_budgets_of_everything_and_of_nothing():
+    logits, mask = jnp.zeros((3, 2, 2, 2)), jnp.ones((2, 5), bool)
+    for share in (0.0, 1.0):
+        decide = settled(Budget(share, np.array([7, 2]), np.array([1, 0])), logits, mask)
+        assert (np.asarray(decide.mask) == (share == 1.0)).all()
+
+
+def test_a_budget_cannot_decide_layer_by_layer():
+    with pytest.raises(ValueError, match="global gate predictor"):
+        Budget(0.5, np.array([1, 1]), np.array([0, 0]))(jnp.zeros((1, 2, 2)), None, 0)
+    assert settled(Threshold(0.5), jnp.zeros((1, 1, 2, 2)), jnp.ones((1, 1), bool)) == Threshold(0.5)
