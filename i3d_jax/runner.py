@@ -222,7 +222,12 @@ def _fit(
         peak = peak_flops(jax.devices())
         models = [
             Recognizer(
-                RecognizerConfig(own.name, own.data.sample_rate, own.frontend, own.model), {}, data.tokenizer, stats
+                RecognizerConfig(
+                    own.name, own.data.sample_rate, own.frontend, own.model, window_seconds=data.window_seconds
+                ),
+                {},
+                data.tokenizer,
+                stats,
             )
             for _, _, own in family
         ]

@@ -38,6 +38,11 @@ class TrainingData:
             digest.update(line.encode(errors="backslashreplace"))
         return digest.hexdigest()
 
+    @property
+    def window_seconds(self) -> float:
+        """The `RecognizerConfig.window_seconds` of a model that is trained on this: the longest row, in 5 to 30 s."""
+        return min(max(round(self.planner.longest / self.train.sample_rate, 2), 5.0), 30.0)
+
 
 def prepare_data(config: ExperimentConfig, tokenizer: Tokenizer | None) -> TrainingData:
     """Load the corpora, train the tokenizer unless one is given, and plan the batches."""

@@ -52,7 +52,6 @@ def run(tmp_path):
         (np.zeros((7, 16000)), 16000, "samples must be a float array"),
         (np.zeros(16000), 1, "sample_rate=1: expected a rate in Hz, from 1000 to 1000000"),
         (np.zeros(16000), float("nan"), "sample_rate=nan: expected a rate"),
-        (np.zeros(600 * 16000, np.float32), 16000, "600 s of audio, more than max_seconds=480: .*; cut it into pieces"),
     ],
 )
 def test_bad_samples(asr, samples, rate, message):
@@ -67,14 +66,26 @@ def test_the_shortest_audio_that_is_promised_to_work_does(asr):
 
 def test_bad_files(asr, tmp_path):
     path = tmp_path / "long.flac"
-    soundfile.write(path, np.zeros(8000 * 490), 8000)
-    with pytest.raises(ValueError, match=r"long\.flac: 490 s of audio, more than max_seconds=480"):
-        asr.transcribe(path)
-    with pytest.raises(ValueError, match=r"more than max_seconds=0.5: attention"):
-        asr.transcribe(ROOT / "docs" / "demo_model" / "sample.flac", max_seconds=0.5)
+    soundfile.write(path, np.zeros(8000 * 470), 8000)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"long\.flac: the audio file is truncated"):
-        asr.transcribe(path)
+    for window in (None, 480.0):
+        with pytest.raises(ValueError, match=r"long\.flac: the audio file is truncated"):
+            asr.transcribe(path, window_seconds=window)
+    with pytest.raises(FileNotFoundError, match=r"missing\.flac: no such audio file"):
+        asr.transcribe(tmp_path / "missing.flac")
+    with pytest.raises(ValueError, match=r"sample\.flac: a file states its own rate"):
+        asr.transcribe(ROOT / "docs" / "demo_model" / "sample.flac", sample_rate=16000)
+
+
+@pytest.mark.parametrize("audio", [np.zeros(600 * 16000, np.float32), np.zeros(16000, np.float32)])
+def test_windows_that_do_not_fit_into_memory_or_overlap_too_much_are_refused(asr, monkeypatch, audio):
+    monkeypatch.setattr(recognizer_module.Recognizer, "recognize", None)  # not even called
+    for window in (481.0, 0.5, float("nan")):
+        with pytest.raises(ValueError, match=f"window_seconds={window}: expected 1 to 480: attention needs memory"):
+            asr.transcribe(audio, sample_rate=16000, window_seconds=window)
+    for overlap in (0.0, 6.0, float("nan")):
+        with pytest.raises(ValueError, match=f"overlap_seconds={overlap}: expected 0.4 to 5, half of window_seconds"):
+            asr.transcribe(audio, sample_rate=16000, window_seconds=10.0, overlap_seconds=overlap)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan"), float("inf")])

@@ -172,6 +172,7 @@ def test_transcribe_reads_files_and_refuses_bad_input(run, tmp_path):
 
 def test_a_bundle_round_trips(run, tmp_path):
     asr = i3d_jax.load(run)
+    assert asr.config.window_seconds == 5.0  # its utterances are shorter
     asr.save(tmp_path / "bundle", dtype="float16")
     small = i3d_jax.load(tmp_path / "bundle")
     samples = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)

@@ -1,6 +1,7 @@
 """Reading audio files, resampling and speed perturbation (host side, numpy)."""
 
 import io
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from os import PathLike
@@ -44,10 +45,29 @@ def decode_audio(data: bytes, file: str, sample_rate: int) -> np.ndarray:
     Raises:
       AudioError: see `read_audio`.
     """
-    decoded = _decode(data, file)
-    blocks, rates = zip(*((b[:, 0] if b.shape[1] == 1 else b.mean(axis=1), rate) for b, rate in decoded), strict=True)
+    decoded = decode_blocks(io.BytesIO(data), file)
+    blocks, rates = zip(*((mix_channels(block), rate) for block, rate in decoded), strict=True)
     mono = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     return np.clip(resample(mono, rates[0], sample_rate), -1.0, 1.0)
+
+
+def check_samples(samples: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Samples [S] from a caller, as float32.
+
+    Raises:
+      ValueError: not a float array of one axis, NaN or infinite values, values far outside [-1, 1], or a rate in Hz
+        outside 1000 to 1000000.
+    """
+    if not _SLOWEST <= sample_rate <= _FASTEST:
+        raise ValueError(f"sample_rate={sample_rate}: expected a rate in Hz, from {_SLOWEST} to {_FASTEST}")
+    samples = np.asarray(samples)
+    if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(f"samples must be a float array [S] in [-1, 1], got {samples.dtype} {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise ValueError("the samples hold NaN or infinite values; mend or cut them")
+    if samples.size and np.abs(samples).max() > _LARGEST_SAMPLE:
+        raise ValueError(f"samples reach {np.abs(samples).max():g}, expected [-1, 1]; divide them by the full scale")
+    return samples.astype(np.float32)
 
 
 def check_audio(path: str | PathLike[str]) -> tuple[int, int]:
@@ -65,7 +85,7 @@ def check_audio(path: str | PathLike[str]) -> tuple[int, int]:
 
 def check_bytes(data: bytes, file: str) -> tuple[int, int]:
     """As `check_audio`, of the bytes of a file; ``file`` names it in errors."""
-    lengths, rates = zip(*((len(block), rate) for block, rate in _decode(data, file)), strict=True)
+    lengths, rates = zip(*((len(block), rate) for block, rate in decode_blocks(io.BytesIO(data), file)), strict=True)
     return sum(lengths), rates[0]
 
 
@@ -84,7 +104,18 @@ def audio_info(path: str | PathLike[str]) -> tuple[int, int]:
         with file.open("rb") as handle:
             return header_info(handle, str(file))
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
+
+
+def audio_seconds(path: str | PathLike[str]) -> float:
+    """Length in seconds, from the header.
+
+    Raises:
+      FileNotFoundError: no such file.
+      AudioError: see `audio_info`.
+    """
+    samples, rate = audio_info(path)
+    return samples / rate
 
 
 def header_info(handle: BinaryIO, file: str) -> tuple[int, int]:
@@ -114,25 +145,44 @@ def read_bytes(file: epath.Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file, error) from error
 
 
-def _decode(data: bytes, file: str) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields ([n, channels] float32, rate), at least once; raises what `read_audio` promises."""
-    if not data:
+def mix_channels(block: np.ndarray) -> np.ndarray:
+    """The mean of the channels, [n], of [n, channels]."""
+    return block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
+
+
+def decode_blocks(handle: BinaryIO, file: str, seconds: float = math.inf) -> Iterator[tuple[np.ndarray, int]]:
+    """Decodes an open file, block by block; ``file`` names it in errors.
+
+    Args:
+      handle: at the beginning of the file.
+      file: its name.
+      seconds: longest block; no block holds more than about a million samples.
+
+    Yields:
+      ([n, channels] float32, rate in Hz), at least once.
+
+    Raises:
+      AudioError: see `read_audio`; what is wrong at the end of a file is found there.
+    """
+    if not handle.seek(0, io.SEEK_END):
         raise EmptyAudio(f"{file}: the audio file is empty; re-create it or remove it")
+    handle.seek(0)
     try:
-        sound = soundfile.SoundFile(io.BytesIO(data))
+        sound = soundfile.SoundFile(handle)
     except soundfile.LibsndfileError as error:
         raise _not_audio(file, error) from error
     with sound:
-        if (shortfall := truncation(data)) is not None:
+        if (shortfall := truncation(handle)) is not None:
             raise DamagedAudio(f"{file}: the audio file is truncated: {shortfall}; {_MEND}")
         _check_header(file, sound.frames, sound.samplerate)
+        size = max(int(min(_BLOCK // sound.channels, seconds * sound.samplerate)), 1)
         count = 0
         while count < sound.frames:
             try:
-                block = sound.read(max(_BLOCK // sound.channels, 1), dtype="float32", always_2d=True)
+                block = sound.read(size, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 detail = error.error_string.strip() or f"libsndfile error {error.code}"
                 raise DamagedAudio(f"{file}: the audio file is truncated or damaged ({detail}); {_MEND}") from error
@@ -163,7 +213,8 @@ def _check_header(file: str, samples: int, rate: int) -> None:
         raise AudioError(f"{file}: the header states {rate} Hz, expected {_SLOWEST} to {_FASTEST}; re-create the file")
 
 
-def _unreadable(file: epath.Path, error: Exception) -> Exception:
+def unreadable(file: epath.Path, error: Exception) -> Exception:
+    """The error of a file that could not be opened: `read_audio` says which there are."""
     if isinstance(error, PermissionError):
         return PermissionError(f"{file}: no permission to read the audio file; change its permissions")
     if not file.exists():

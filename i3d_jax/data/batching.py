@@ -62,6 +62,7 @@ class BatchPlanner:
     Attributes:
       buckets: static shapes, shortest first. A batch holds at most ``seconds_per_batch`` of padded audio, unless the
         smallest allowed batch (``batch_multiple`` rows) already holds more.
+      longest: samples of the longest row there may be, joined or at the slowest speed.
 
     Raises:
       ValueError: no utterances, lengths that are not positive or do not match, or a config value out of range.
@@ -88,7 +89,7 @@ class BatchPlanner:
         self._longest_row = int(concatenate_seconds * sample_rate)
         self._lengths = Lengths(samples, speeds)
         self._classes: LengthClasses | None = None
-        longest = max(self._longest_row, self._lengths.longest)
+        self.longest = longest = max(self._longest_row, self._lengths.longest)
         if self._longest_row:
             rows = (self._draw_rows(Draws(seed, epoch)).lengths for epoch in range(_SAMPLED_EPOCHS))
             self._edges = self._choose_edges(itertools.chain(rows, [np.array([longest])]), longest, _SAMPLED_EPOCHS)

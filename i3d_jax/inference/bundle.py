@@ -66,6 +66,9 @@ class RecognizerConfig:
     """Log-mel features."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Architecture."""
+    window_seconds: float = 30.0
+    """Longest audio that is recognised as a whole, and the length of the windows of anything longer: what the model
+    heard at most in training (within 5 to 30 s), because it knows no positions beyond that."""
     calibration: Calibration = field(default_factory=Calibration)
     """Cost of thresholds."""
 

@@ -12,34 +12,35 @@ import numpy as np
 from etils import epath
 
 from i3d_jax.audio.frontend import GlobalStats, num_frames
-from i3d_jax.audio.io import read_audio, resample
+from i3d_jax.audio.io import audio_info, check_samples, read_audio, resample, resampled_length
+from i3d_jax.audio.stream import stream_audio
 from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
 from i3d_jax.inference.execution import Execution, Pipeline, Recognition, best_execution
+from i3d_jax.inference.long_audio import Segment, StreamTranscription, mean_gates, transcribe_stream
+from i3d_jax.inference.windows import default_overlap, plan_windows
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import budget_decision, count_flops, encoder_share
 from i3d_jax.model.gates import Decision, inference_decision
 from i3d_jax.types import Array
 
-MAX_SECONDS = 480.0
-"""Longest audio that `Recognizer.transcribe` takes unasked: with 4 attention heads it fits into 16 GB."""
-
 
 @dataclass(frozen=True)
 class Transcription:
-    """One transcribed utterance.
+    """One transcribed recording.
 
     Attributes:
       text: the words.
-      gates: [N, M] bool, the blocks that were executed.
-      gate_probabilities: [N, M] float32, p(execute).
+      gates: [N, M] bool, the blocks that were executed; of several segments the mean, float32.
+      gate_probabilities: [N, M] float32, p(execute); of several segments the mean.
       gate_names: the M branches of a layer, in order.
-      executed_layers: open gates / M, as the paper counts layers.
-      gflops: analytic GFLOPs of this utterance: executed blocks only, except under ``masked``, which computes all.
+      executed_layers: open gates / M, as the paper counts layers; of several segments the mean.
+      gflops: analytic GFLOPs of this audio: executed blocks only, except under ``masked``, which computes all.
       audio_seconds: length of the audio.
       compute_seconds: wall time of front end, model and decoding (compilation included when the shape is new).
+      segments: one for audio that was recognised as a whole, otherwise one for each window.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Transcription:
     gflops: float
     audio_seconds: float
     compute_seconds: float
+    segments: tuple[Segment, ...]
 
 
 def padded_length(num_samples: int, quantum: int = 8000) -> int:
@@ -193,9 +195,14 @@ class Recognizer:
         execution: Execution = "conditional",
         threshold: float | None = None,
         decide: Decision | None = None,
-        max_seconds: float = MAX_SECONDS,
+        window_seconds: float | None = None,
+        overlap_seconds: float | None = None,
+        show_progress: bool = False,
     ) -> Transcription:
         """Transcribe one file, or samples with their rate.
+
+        Audio longer than a window is recognised in overlapping windows, whose words are merged; a file is then read
+        block by block and never held as a whole. See docs/long_audio.md.
 
         Audio too short for one encoder frame is an error, as in ESPnet, not an empty text: nothing was heard. (In an
         evaluation every utterance counts, and such a one is scored as an empty text.)
@@ -206,59 +213,65 @@ class Recognizer:
           execution: ``conditional`` and ``eager`` skip closed blocks, ``masked`` computes all of them.
           threshold: beta of Eqs. 10 and 11; None takes the model's own.
           decide: any other decision of ``model.gates``; excludes ``threshold``.
-          max_seconds: longer audio is refused: attention needs memory for the square of the length.
+          window_seconds: length of the windows, 1 to 480; None takes the model's own (``config.window_seconds``).
+          overlap_seconds: that neighbouring windows share, 0.4 to half a window; None takes a quarter of a window, 4 s
+            at most.
+          show_progress: of long audio, on stderr.
 
         Raises:
-          ValueError: bad threshold or execution, damaged audio, samples without a rate or outside [-1, 1], audio too
-            short for one encoder frame or longer than ``max_seconds``.
+          ValueError: bad threshold, execution, window or overlap, damaged audio, samples without a rate or outside
+            [-1, 1], or audio too short for one encoder frame.
           FileNotFoundError: no such file.
         """
         if decide is not None and threshold is not None:
             raise ValueError("give either threshold or decide, not both")
         decide = self.decision(threshold) if decide is None else decide
-        waveform = self._samples(audio, sample_rate)
-        source = str(audio) if isinstance(audio, str | os.PathLike) else "the samples"
-        seconds = len(waveform) / self.config.sample_rate
-        if seconds > max_seconds:
-            raise ValueError(
-                f"{source}: {seconds:.0f} s of audio, more than max_seconds={max_seconds:g}: attention needs memory "
-                "for the square of the length; cut it into pieces, or give a larger max_seconds"
+        window_seconds = self.config.window_seconds if window_seconds is None else window_seconds
+        overlap_seconds = default_overlap(window_seconds) if overlap_seconds is None else overlap_seconds
+        plan, rate = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate), self.config.sample_rate
+        if isinstance(audio, str | os.PathLike):
+            source = str(audio)
+            if sample_rate is not None:
+                raise ValueError(f"{source}: a file states its own rate; sample_rate is for samples")
+            length = resampled_length(*audio_info(audio), rate)
+            blocks = stream_audio(audio, rate) if length > plan.length else [read_audio(audio, rate)]
+        else:
+            source = "the samples"
+            if sample_rate is None:
+                raise ValueError("samples need sample_rate=...")
+            waveform = resample(check_samples(audio, sample_rate), sample_rate, rate)
+            blocks, length = [waveform], len(waveform)
+        if length > plan.length:
+            result = transcribe_stream(
+                self, blocks, plan, decide, execution, num_samples=length, show_progress=show_progress
             )
+        else:
+            (waveform,) = blocks
+            result = self._transcribe_whole(waveform, source, decide, execution)
+        gates, probabilities = mean_gates(result.segments)
+        return Transcription(
+            **result._asdict(),
+            gates=gates,
+            gate_probabilities=probabilities,
+            gate_names=self.gate_names,
+            executed_layers=float(gates.sum() / len(self.gate_names)),
+        )
+
+    def _transcribe_whole(
+        self, waveform: np.ndarray, source: str, decide: Decision, execution: Execution
+    ) -> StreamTranscription:
+        seconds = len(waveform) / self.config.sample_rate
         if self.model.num_encoder_frames(int(num_frames(self.config.frontend, len(waveform)))) < 1:
             raise ValueError(f"{source}: {seconds:.3f} s of audio are too short to recognise; give at least 0.1 s")
         padded, num_samples = alone(waveform)
         start = time.perf_counter()
         recognition = self.recognize(padded, num_samples, decide, execution)
         text = self.text(recognition)
-        seconds = time.perf_counter() - start
-        return Transcription(
-            text=text,
-            gates=np.asarray(recognition.gates[0]),
-            gate_probabilities=np.asarray(recognition.gate_probabilities[0]),
-            gate_names=self.gate_names,
-            executed_layers=float(recognition.gates[0].sum() / len(self.gate_names)),
-            gflops=float(self.gflops(recognition, execution)[0]),
-            audio_seconds=len(waveform) / self.config.sample_rate,
-            compute_seconds=seconds,
-        )
-
-    def _samples(self, audio: str | epath.PathLike | np.ndarray, sample_rate: int | None) -> np.ndarray:
-        if isinstance(audio, str | os.PathLike):
-            if sample_rate is not None:
-                raise ValueError(f"{audio}: a file states its own rate; sample_rate is for samples")
-            return read_audio(audio, self.config.sample_rate)
-        if sample_rate is None:
-            raise ValueError("samples need sample_rate=...")
-        if not 1000 <= sample_rate <= 1_000_000:
-            raise ValueError(f"sample_rate={sample_rate}: expected a rate in Hz, from 1000 to 1000000")
-        audio = np.asarray(audio)
-        if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
-            raise ValueError(f"samples must be a float array [S] in [-1, 1], got {audio.dtype} {audio.shape}")
-        if not np.isfinite(audio).all():
-            raise ValueError("the samples hold NaN or infinite values; mend or cut them")
-        if audio.size and np.abs(audio).max() > 8:
-            raise ValueError(f"samples reach {np.abs(audio).max():g}, expected [-1, 1]; divide them by the full scale")
-        return resample(audio.astype(np.float32), sample_rate, self.config.sample_rate)
+        compute_seconds = time.perf_counter() - start
+        gates, probabilities = (np.asarray(x[0]) for x in (recognition.gates, recognition.gate_probabilities))
+        gflops = float(self.gflops(recognition, execution)[0])
+        segment = Segment(0.0, seconds, gates, probabilities)
+        return StreamTranscription(text, (segment,), gflops, seconds, compute_seconds)
 
     def save(self, path: str | epath.Path, dtype: str = "float32") -> None:
         """Write a bundle, whole or not at all; ``dtype="float16"`` halves it. An existing bundle is replaced.
