@@ -7,7 +7,7 @@
 
 Dividing the result instead of the weights saves a pass over them, and computing them again costs less than writing and
 reading them. All operands are [B, H, T, d], so that no product has to turn the weights round, as it does where values
-stay [B, T, H, d].
+stay [B, T, H, d]. Without a gradient, a CPU takes one head after the other: the weights of one stay in its cache.
 """
 
 import math
@@ -47,10 +47,32 @@ def attend(qkv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int, p
     Returns:
       [B, T, D] in the type of ``qkv``.
     """
-    return _forward(qkv, mask, kept, num_heads, precision)[0]
+
+    def together(qkv: jax.Array, mask: jax.Array, kept: Kept | None) -> jax.Array:
+        return _attend(qkv, mask, kept, num_heads, precision)[0]
+
+    def head_by_head(qkv: jax.Array, mask: jax.Array, kept: Kept | None) -> jax.Array:
+        parts = jnp.split(qkv, 3 * num_heads, axis=-1)
+        heads = []
+        for head in range(num_heads):
+            own = None if kept is None else kept._replace(mask=kept.mask[:, head, None])
+            heads.append(_attend(jnp.concatenate(parts[head::num_heads], axis=-1), mask, own, 1, precision)[0])
+        return jnp.concatenate(heads, axis=-1)
+
+    return jax.lax.platform_dependent(qkv, mask, kept, cpu=head_by_head, default=together)
 
 
 def _forward(qkv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int, precision: Precision) -> Any:
+    y, log_sums = _attend(qkv, mask, kept, num_heads, precision)
+    # Named as what dense layers return is: rematerialisation that keeps those keeps these, which are no larger.
+    y, log_sums = checkpoint_name(y, DENSE), checkpoint_name(log_sums, DENSE)
+    return y, (qkv, mask, kept, y, log_sums)
+
+
+def _attend(
+    qkv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int, precision: Precision
+) -> tuple[jax.Array, jax.Array]:
+    """The result [B, T, D] and log z [B, H, T, 1]."""
     q, k, v = (_apart(x, num_heads) for x in jnp.split(qkv, 3, axis=-1))
     scores = _scores(q, k, mask, precision)
     largest = jnp.max(scores, axis=-1, keepdims=True)
@@ -60,9 +82,7 @@ def _forward(qkv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int,
         weights = jnp.where(kept.mask, weights, 0)
     y = product("bhqk,bhkd->bhqd", weights.astype(qkv.dtype), v, precision)
     y = _joined(y * ((1 if kept is None else kept.scale) / total)).astype(qkv.dtype)
-    # Named as what dense layers return is: rematerialisation that keeps those keeps these, which are no larger.
-    y, log_sums = checkpoint_name(y, DENSE), checkpoint_name(largest + jnp.log(total), DENSE)
-    return y, (qkv, mask, kept, y, log_sums)
+    return y, largest + jnp.log(total)
 
 
 def _backward(num_heads: int, precision: Precision, saved: Any, dy: jax.Array) -> tuple[jax.Array, None, None]:
