@@ -23,8 +23,8 @@ from measure import finish, parse
 
 import i3d_jax
 from i3d_jax.data.corpora import DataConfig, load_corpus
-from i3d_jax.inference.recognizer import alone
 from i3d_jax.inference.scoring import score
+from i3d_jax.inference.transcription import alone
 from i3d_jax.inference.windows import default_overlap, plan_windows
 from tests.seams import joined, seam_quality
 

@@ -8,14 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from i3d_jax.inference.recognizer import Recognizer, Transcription, load
+    from i3d_jax.inference.recognizer import Recognizer, load
+    from i3d_jax.inference.transcription import Transcription
 
 __version__ = "0.1.0"
 __all__ = ["Recognizer", "Transcription", "__version__", "load"]
 
 _HOMES = {
     "Recognizer": "i3d_jax.inference.recognizer",
-    "Transcription": "i3d_jax.inference.recognizer",
+    "Transcription": "i3d_jax.inference.transcription",
     "load": "i3d_jax.inference.recognizer",
 }
 

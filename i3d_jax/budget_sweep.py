@@ -12,6 +12,7 @@ from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.bundle import Calibration
 from i3d_jax.inference.evaluation import Evaluation, evaluate
 from i3d_jax.inference.recognizer import Recognizer
+from i3d_jax.model.gates import Threshold
 from i3d_jax.progress import log
 from i3d_jax.split_evaluation import check_against, load_split
 from i3d_jax.threshold_sweep import sweep_file, write_points
@@ -66,10 +67,8 @@ def sweep_budgets(
     for budget in sorted(set(map(float, checked))):
         decide = recognizer.decision(budget=budget)
         result = run(recognizer, decide=decide)
-        point = sweep_point(
-            result, recognizer.gate_names, beta=getattr(decide, "beta", None) if calibrates else None, budget=budget,
-            against=errors,
-        )  # fmt: skip
+        beta = float(decide.beta) if isinstance(decide, Threshold) else None
+        point = sweep_point(result, recognizer.gate_names, beta=beta, budget=budget, against=errors)
         log(f"budget {budget:g}: WER {point.wer:.2f}, {point.encoder_share:.3f} of the encoder's FLOPs")
         points.append(point)
     return write_points(recognizer, config, split, points, baseline, sweep_file(workdir, split, tag, "budget"), tag)

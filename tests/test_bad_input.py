@@ -177,7 +177,7 @@ def test_eval_answers_in_one_line(run, tmp_path, monkeypatch, capsys):
         ([str(run), "--split=a+"], "not 'a'"),
         ([str(run), "--max-seconds=0.5"], "evaluation.max_seconds is 0.5: "),
         ([str(run), "--max-seconds=inf"], "evaluation.max_seconds=inf: expected a finite number"),
-        ([str(run), f"--against={run}/eval/test-conditional"], "this evaluation is written there; name another one"),
+        ([str(run), f"--against={run}/eval/test-compacted"], "this evaluation is written there; name another one"),
     ):
         assert message in ends_in_one_line(eval_script.main, arguments, monkeypatch, capsys)
 

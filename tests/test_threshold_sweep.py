@@ -63,7 +63,7 @@ def test_each_point_equals_an_evaluation_of_its_own(run, dev_sweep):
     for point in (dev_sweep.points[2], next(p for p in dev_sweep.points if p.beta == 0.5)):
         eval_script.main([str(run), "--split=dev", f"--threshold={point.beta!r}"])
         beta = str(point.beta).removesuffix(".0")
-        report = json.loads((run / "eval" / f"dev-conditional-{beta}" / "report.json").read_text())
+        report = json.loads((run / "eval" / f"dev-compacted-{beta}" / "report.json").read_text())
         (row,), score = report["rows"], report["meta"]["score"]
         assert (point.wer, point.executed_layers) == (row["wer"], row["executed_layers"])
         assert point.gflops_per_second == row["gflops_per_second"]
@@ -79,11 +79,12 @@ def test_thresholds_of_other_splits_come_from_dev_or_the_command_line(run, dev_s
         sweep_run(recognizer, config, tmp_path, "test")
     swept = sweep_run(recognizer, config, run, "test")
     assert [point.beta for point in swept.points] == [point.beta for point in dev_sweep.points]
-    programs = recognizer.pipeline.conditional._cache_size()
+    programs = recognizer.pipeline.rest._cache_size()
+    assert programs > 0
     swept = sweep_run(recognizer, config, tmp_path, "test", (0.7, 0.3))
     assert [point.beta for point in swept.points] == [0.3, 0.7]
     assert split_name(config, config.data.dev) == "dev" and split_name(config, "a+b") == "a+b"
-    assert recognizer.pipeline.conditional._cache_size() == programs, "another threshold is not another program"
+    assert recognizer.pipeline.rest._cache_size() == programs, "another threshold is not another program"
 
 
 def test_what_cannot_be_swept_or_compared_is_refused_before_anything_is_evaluated(run, dev_sweep, monkeypatch):

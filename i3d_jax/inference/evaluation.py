@@ -14,10 +14,11 @@ from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.loader import Share, iterate_eval
 from i3d_jax.inference.execution import Execution, Recognition
-from i3d_jax.inference.recognizer import Recognizer, alone
+from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.scoring import Score, score, write_jsonl, write_trn
+from i3d_jax.inference.transcription import alone
 from i3d_jax.model.gates import Decision
 from i3d_jax.progress import progress
 from i3d_jax.types import Batch

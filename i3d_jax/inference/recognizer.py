@@ -3,68 +3,34 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
 from etils import epath
 
+from i3d_jax.allocator import keep_freed_memory
 from i3d_jax.audio.frontend import GlobalStats, num_frames
-from i3d_jax.audio.io import audio_info, check_samples, read_audio, resample, resampled_length
-from i3d_jax.audio.stream import stream_audio
+from i3d_jax.audio.io import audio_info
 from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
 from i3d_jax.inference.execution import Execution, Pipeline, Recognition, best_execution
-from i3d_jax.inference.long_audio import Segment, StreamTranscription, mean_gates, transcribe_stream
+from i3d_jax.inference.transcription import (
+    Audio,
+    Transcription,
+    alone,
+    open_audio,
+    transcribe_many,
+    transcribe_one,
+)
 from i3d_jax.inference.windows import default_overlap, plan_windows
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import budget_decision, count_flops, encoder_share
 from i3d_jax.model.gates import Decision, inference_decision
 from i3d_jax.types import Array
-
-
-@dataclass(frozen=True)
-class Transcription:
-    """One transcribed recording.
-
-    Attributes:
-      text: the words.
-      gates: [N, M] bool, the blocks that were executed; of several segments the mean, float32.
-      gate_probabilities: [N, M] float32, p(execute); of several segments the mean.
-      gate_names: the M branches of a layer, in order.
-      executed_layers: open gates / M, as the paper counts layers; of several segments the mean.
-      gflops: analytic GFLOPs of this audio: executed blocks only, except under ``masked``, which computes all.
-      audio_seconds: length of the audio.
-      compute_seconds: wall time of front end, model and decoding (compilation included when the shape is new).
-      segments: one for audio that was recognised as a whole, otherwise one for each window.
-    """
-
-    text: str
-    gates: np.ndarray
-    gate_probabilities: np.ndarray
-    gate_names: tuple[str, ...]
-    executed_layers: float
-    gflops: float
-    audio_seconds: float
-    compute_seconds: float
-    segments: tuple[Segment, ...]
-
-
-def padded_length(num_samples: int, quantum: int = 8000) -> int:
-    """Static length for a waveform: few shapes, at most one eighth (or ``quantum``) of padding."""
-    step = max(quantum, 2 ** (max(num_samples - 1, 1).bit_length() - 3))
-    return -(-num_samples // step) * step
-
-
-def alone(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """One utterance [S] as a padded batch: waveform [1, S'], num_samples [1]."""
-    padded = np.zeros((1, padded_length(len(waveform))), np.float32)
-    padded[0, : len(waveform)] = waveform
-    return padded, np.array([len(waveform)], np.int32)
 
 
 class Recognizer:
@@ -187,19 +153,50 @@ class Recognizer:
         frames, gates = np.asarray(recognition.num_frames), np.asarray(recognition.gates)
         return encoder_share(self.config.model, frames, gates)
 
-    def transcribe(
+    @overload
+    def transcribe(  # type: ignore[overload-overlap]  # a string is a sequence of strings
         self,
-        audio: str | epath.PathLike | np.ndarray,
+        audio: Audio,
         *,
         sample_rate: int | None = None,
-        execution: Execution = "conditional",
+        execution: Execution | None = None,
         threshold: float | None = None,
+        budget: float | None = None,
         decide: Decision | None = None,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
         show_progress: bool = False,
-    ) -> Transcription:
-        """Transcribe one file, or samples with their rate.
+    ) -> Transcription: ...
+
+    @overload
+    def transcribe(
+        self,
+        audio: Sequence[Audio],
+        *,
+        sample_rate: int | None = None,
+        execution: Execution | None = None,
+        threshold: float | None = None,
+        budget: float | None = None,
+        decide: Decision | None = None,
+        window_seconds: float | None = None,
+        overlap_seconds: float | None = None,
+        show_progress: bool = False,
+    ) -> list[Transcription]: ...
+
+    def transcribe(
+        self,
+        audio: Audio | Sequence[Audio],
+        *,
+        sample_rate: int | None = None,
+        execution: Execution | None = None,
+        threshold: float | None = None,
+        budget: float | None = None,
+        decide: Decision | None = None,
+        window_seconds: float | None = None,
+        overlap_seconds: float | None = None,
+        show_progress: bool = False,
+    ) -> Transcription | list[Transcription]:
+        """Transcribe one file, or samples with their rate; or a list of either, in batches.
 
         Audio longer than a window is recognised in overlapping windows, whose words are merged; a file is then read
         block by block and never held as a whole. See docs/long_audio.md.
@@ -208,70 +205,55 @@ class Recognizer:
         evaluation every utterance counts, and such a one is scored as an empty text.)
 
         Args:
-          audio: path of an audio file, or float samples [S] in [-1, 1].
+          audio: path of an audio file, or float samples [S] in [-1, 1]; or a list of such.
           sample_rate: of the samples, in Hz; required with samples, not allowed with a path.
-          execution: ``conditional`` and ``eager`` skip closed blocks, ``masked`` computes all of them.
+          execution: see `inference.execution`; None takes the fastest.
           threshold: beta of Eqs. 10 and 11; None takes the model's own.
-          decide: any other decision of ``model.gates``; excludes ``threshold``.
+          budget: share of the FLOPs of all gated blocks, 0 to 1, instead of a threshold; see `decision`.
+          decide: any other decision of ``model.gates``; excludes ``threshold`` and ``budget``.
           window_seconds: length of the windows, 1 to 480; None takes the model's own (``config.window_seconds``).
           overlap_seconds: that neighbouring windows share, 0.4 to half a window; None takes a quarter of a window, 4 s
             at most.
           show_progress: of long audio, on stderr.
 
         Raises:
-          ValueError: bad threshold, execution, window or overlap, damaged audio, samples without a rate or outside
-            [-1, 1], or audio too short for one encoder frame.
+          ValueError: bad threshold, budget, execution, window or overlap, damaged audio, samples without a rate or
+            outside [-1, 1], or audio too short for one encoder frame; of a list nothing has been recognised then where
+            the fault shows in the head of a file.
           FileNotFoundError: no such file.
         """
-        if decide is not None and threshold is not None:
-            raise ValueError("give either threshold or decide, not both")
-        decide = self.decision(threshold) if decide is None else decide
+        if decide is not None and (threshold is not None or budget is not None):
+            raise ValueError("give either threshold or budget, or decide")
+        decide = self.decision(threshold, budget) if decide is None else decide
         window_seconds = self.config.window_seconds if window_seconds is None else window_seconds
         overlap_seconds = default_overlap(window_seconds) if overlap_seconds is None else overlap_seconds
-        plan, rate = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate), self.config.sample_rate
-        if isinstance(audio, str | os.PathLike):
-            source = str(audio)
-            if sample_rate is not None:
-                raise ValueError(f"{source}: a file states its own rate; sample_rate is for samples")
-            length = resampled_length(*audio_info(audio), rate)
-            blocks = stream_audio(audio, rate) if length > plan.length else [read_audio(audio, rate)]
-        else:
-            source = "the samples"
-            if sample_rate is None:
-                raise ValueError("samples need sample_rate=...")
-            waveform = resample(check_samples(audio, sample_rate), sample_rate, rate)
-            blocks, length = [waveform], len(waveform)
-        if length > plan.length:
-            result = transcribe_stream(
-                self, blocks, plan, decide, execution, num_samples=length, show_progress=show_progress
-            )
-        else:
-            (waveform,) = blocks
-            result = self._transcribe_whole(waveform, source, decide, execution)
-        gates, probabilities = mean_gates(result.segments)
-        return Transcription(
-            **result._asdict(),
-            gates=gates,
-            gate_probabilities=probabilities,
-            gate_names=self.gate_names,
-            executed_layers=float(gates.sum() / len(self.gate_names)),
-        )
+        plan = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate)
+        if not isinstance(audio, Sequence) or isinstance(audio, str):
+            opened = open_audio(self, audio, sample_rate, plan)
+            return transcribe_one(self, opened, plan, decide, execution, show_progress)
+        for each in audio:
+            if isinstance(each, str | os.PathLike):
+                audio_info(each)
+        every = (open_audio(self, each, sample_rate, plan) for each in audio)
+        return transcribe_many(self, every, plan, decide, execution, show_progress)
 
-    def _transcribe_whole(
-        self, waveform: np.ndarray, source: str, decide: Decision, execution: Execution
-    ) -> StreamTranscription:
-        seconds = len(waveform) / self.config.sample_rate
-        if self.model.num_encoder_frames(int(num_frames(self.config.frontend, len(waveform)))) < 1:
-            raise ValueError(f"{source}: {seconds:.3f} s of audio are too short to recognise; give at least 0.1 s")
-        padded, num_samples = alone(waveform)
-        start = time.perf_counter()
-        recognition = self.recognize(padded, num_samples, decide, execution)
-        text = self.text(recognition)
-        compute_seconds = time.perf_counter() - start
-        gates, probabilities = (np.asarray(x[0]) for x in (recognition.gates, recognition.gate_probabilities))
-        gflops = float(self.gflops(recognition, execution)[0])
-        segment = Segment(0.0, seconds, gates, probabilities)
-        return StreamTranscription(text, (segment,), gflops, seconds, compute_seconds)
+    def warm_up(
+        self,
+        *seconds: float,
+        execution: Execution | None = None,
+        threshold: float | None = None,
+        budget: float | None = None,
+    ) -> float:
+        """Compile what `transcribe` needs for single utterances of these lengths, or of a window; returns its seconds.
+
+        Programs found in the compilation cache are loaded from there. Give a budget if one will be given.
+        """
+        begun = time.perf_counter()
+        decide = self.decision(threshold, budget)
+        for length in seconds or (self.config.window_seconds,):
+            silence = np.zeros(max(round(length * self.config.sample_rate), 1), np.float32)
+            self.recognize(*alone(silence), decide, execution or self.best_execution(rows=1))
+        return time.perf_counter() - begun
 
     def save(self, path: str | epath.Path, dtype: str = "float32") -> None:
         """Write a bundle, whole or not at all; ``dtype="float16"`` halves it. An existing bundle is replaced.
@@ -283,12 +265,17 @@ class Recognizer:
 
 
 def load(path: str | epath.PathLike) -> Recognizer:
-    """Load a run directory or a bundle; from then on compiled programs are kept on disk (`keep_programs`).
+    """Load a run directory or a bundle.
+
+    From then on the process keeps compiled programs on disk (`keep_programs`) and, on a CPU, freed memory for what
+    comes next (`keep_freed_memory`), without which its convolutions take half as long again.
 
     Raises:
       FileNotFoundError: no finished model there.
       ValueError: a file is damaged or missing, or the parameters do not fit the stated architecture.
     """
     keep_programs()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     bundle = load_bundle(path)
     return Recognizer(**bundle._replace(params=jax.device_put(bundle.params))._asdict())
