@@ -1,8 +1,9 @@
 """ESPnet and ONNX Runtime, measured in a process of their own for ``benchmarks/vs_espnet.py``, which starts it.
 
 It reads requests and writes answers, a line of JSON each: ``{"call": name of a method of Peers, "arguments": {...}}``
-and ``{"result": ...}`` or ``{"error": ...}``. Arrays travel through ``.npz`` files. It knows nothing of this project:
-weights come under ESPnet's names, and every weight must be there.
+and ``{"result": ...}`` or ``{"error": ...}``; answers go to the file descriptor that its argument names, as libraries
+print. Arrays travel through ``.npz`` files. It knows nothing of this project: weights come under ESPnet's names, and
+every weight must be there.
 
 The environment that runs it has ``torch``, ``espnet``, ``onnx``, ``onnxscript`` and ``onnxruntime``.
 """
@@ -12,15 +13,11 @@ import os
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-warnings.filterwarnings("ignore")
-ANSWERS = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # what libraries print, while they are imported too, is no answer
 
 import numpy as np
 import onnxruntime
@@ -101,11 +98,19 @@ class Peers:
         features, x = given["features"], given["states"]
         lengths, mask = torch.tensor([features.shape[1]]), torch.ones(1, 1, x.shape[1], dtype=torch.bool)
         blocks = Blocks(encoder).eval()
-        self._timed["whole"] = lambda: encoder(features, lengths)[0]
-        self._timed["blocks"] = lambda: blocks(x, mask)
+        for suffix, fused in (("", False), ("_fused", True)):
+            self._timed[f"whole{suffix}"] = partial(self._attending, encoder, fused, features, lengths)
+            self._timed[f"blocks{suffix}"] = partial(self._attending, encoder, fused, x, mask, module=blocks)
         for name, path in self._export(blocks, (x, mask), Path(folder)).items():
             self._timed[name] = self._session(path, {"x": x.numpy(), "mask": mask.numpy()})
-        self._attention = [layer.self_attn for layer in encoder.encoders]
+
+    def _attending(
+        self, encoder: TransformerEncoder, fused: bool, *inputs: torch.Tensor, module: torch.nn.Module | None = None
+    ) -> torch.Tensor:
+        for layer in encoder.encoders:
+            layer.self_attn.use_sdpa = fused  # PyTorch's own attention, for which the encoder has no option
+        y = (module or encoder)(*inputs)
+        return y[0] if isinstance(y, tuple) else y
 
     def _export(self, blocks: Blocks, inputs: tuple[torch.Tensor, ...], folder: Path) -> dict[str, Path]:
         paths = {name: folder / f"{name}.onnx" for name in ("onnx_fp32", "onnx_int8")}
@@ -131,11 +136,6 @@ class Peers:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         feed = {entry.name: feed[entry.name] for entry in session.get_inputs()}
         return lambda: session.run(None, feed)[0]
-
-    def fused_attention(self, on: bool) -> None:
-        """Whether ESPnet's attention calls PyTorch's fused one, which its encoder has no option for."""
-        for attention in self._attention:
-            attention.use_sdpa = on
 
     def load_training(
         self, sizes: dict[str, Any], weights: str, batch: str, dropout: float, optimizer: dict[str, Any]
@@ -187,6 +187,7 @@ class Peers:
 
 def main() -> None:
     """Answer requests until there are no more."""
+    answers = os.fdopen(int(sys.argv[1]), "w")
     peers = Peers()
     for line in sys.stdin:
         request = json.loads(line)
@@ -194,8 +195,8 @@ def main() -> None:
             answer = {"result": getattr(peers, request["call"])(**request["arguments"])}
         except Exception:  # the other process ends with it
             answer = {"error": traceback.format_exc()}
-        ANSWERS.write(json.dumps(answer) + "\n")
-        ANSWERS.flush()
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
 if __name__ == "__main__":
