@@ -361,7 +361,7 @@ def training(flags: Any, worker: Worker, folder: Path) -> tuple[dict[str, float]
         differences[name] = demand(name, difference(step(), loss), EQUAL if index == 0 else 1e-3)
     load(dropout=flags.dropout, optimizer=adam())
     step = TrainingStep(make_model(flags, flags.training_layers, flags.dropout), params, batch)
-    functions = {"training: ours": step, "training: ESPnet": partial(worker.call, "seconds", name="training")}
+    functions = {"training: ESPnet": partial(worker.call, "seconds", name="training"), "training: ours": step}
     return differences, paired(functions, flags.rounds, partial(time.sleep, SETTLE))
 
 
@@ -436,8 +436,9 @@ def plot(path: Path, times: Times, layers: int) -> None:
             axis.barh(position, value, **face)
             axis.annotate(f" {value:.0f}", (value, position), va="center", fontsize=7)
         axis.set_yticks(range(len(own)), own, fontsize=7)
-        axis.invert_yaxis()
-        axis.margins(x=0.15)
+        axis.set_ylim(max(len(own), 8) - 0.4, -0.6)
+        axis.set_xlim(0, 1.2 * max(own.values()))
+        axis.tick_params(axis="x", labelsize=7)
         axis.set_title(TITLES[part], fontsize=9)
         axis.set_xlabel("ms", fontsize=8)
     figure.savefig(path)
