@@ -7,11 +7,10 @@ models in one program, each with its folder in the run directory.
 
 from dataclasses import dataclass, replace
 
-import jax
 from etils import epath
 
 from i3d_jax import hosts
-from i3d_jax.allocator import keep_freed_memory
+from i3d_jax.allocator import keep_freed_memory_on_cpu
 from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.experiment import ExperimentConfig, load_saved_config, parse_command_line, run_program
 from i3d_jax.family import format_family, members
@@ -42,10 +41,9 @@ def main(argv: list[str]) -> None:
     """Train, evaluate, report."""
     flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
     profile = parse_steps(flags.profile_steps)
+    keep_freed_memory_on_cpu()
     hosts.start(config.parallel.coordinator, config.parallel.lost_after_seconds)
     keep_programs()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
     workdir = epath.Path(flags.workdir or f"runs/{config.name}").expanduser()
     if flags.test:
         with hosts.first_alone("test"):

@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from i3d_jax.allocator import keep_freed_memory
+from i3d_jax.allocator import keep_freed_memory_on_cpu
 
 Times = dict[str, list[float]]
 
@@ -69,8 +69,7 @@ def parse(description: str, rounds: int, add: Callable[[argparse.ArgumentParser]
     parser.add_argument("--rounds", type=int, default=rounds, help="paired runs behind each median")
     add(parser)
     flags = parser.parse_args()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()  # as in a training and after `i3d_jax.load`
+    keep_freed_memory_on_cpu()  # as a training and `i3d_jax.load` do
     return flags
 
 

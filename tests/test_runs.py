@@ -85,6 +85,7 @@ def test_report(run):
         ("masked", "dev"),
         ("masked", "test"),
         ("conditional", "test"),
+        ("compacted", "test"),
         ("eager", "test"),
     ]
     assert all(row.keys() == ReportRow.__annotations__.keys() for row in report["rows"])

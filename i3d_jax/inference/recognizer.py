@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from i3d_jax.allocator import keep_freed_memory
+from i3d_jax.allocator import keep_freed_memory_on_cpu
 from i3d_jax.audio.frontend import GlobalStats, num_frames
 from i3d_jax.audio.io import audio_info
 from i3d_jax.compilation_cache import keep_programs
@@ -268,14 +268,13 @@ def load(path: str | epath.PathLike) -> Recognizer:
     """Load a run directory or a bundle.
 
     From then on the process keeps compiled programs on disk (`keep_programs`) and, on a CPU, freed memory for what
-    comes next (`keep_freed_memory`), without which its convolutions take half as long again.
+    comes next (`keep_freed_memory_on_cpu`), without which its convolutions take half as long again.
 
     Raises:
       FileNotFoundError: no finished model there.
       ValueError: a file is damaged or missing, or the parameters do not fit the stated architecture.
     """
     keep_programs()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()
+    keep_freed_memory_on_cpu()
     bundle = load_bundle(path)
     return Recognizer(**bundle._replace(params=jax.device_put(bundle.params))._asdict())
