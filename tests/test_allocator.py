@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -27,3 +28,15 @@ def test_freed_memory_is_used_again():
         for how in ("keep", "default")
     }
     assert faults["keep"] < faults["default"] / 10
+
+
+@pytest.mark.parametrize("platforms, cpu", [("cpu", True), ("cuda,cpu", False), ("tpu", False)])
+def test_the_platform_is_found_out_without_starting_a_backend(platforms, cpu):
+    code = (
+        "from jax._src import xla_bridge; from i3d_jax import allocator\n"
+        "allocator.keep_freed_memory = lambda: True\n"
+        "print(allocator.keep_freed_memory_on_cpu(), xla_bridge.backends_are_initialized())"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [str(cpu), "False"]

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from i3d_jax.model.subsampling import Subsampling, SubsamplingConfig, conv2d, num_subsampled_frames
+from i3d_jax.model.subsampling import (
+    Kernel,
+    Subsampling,
+    SubsamplingConfig,
+    conv2d,
+    convolutions,
+    num_subsampled_frames,
+)
 
 METHODS = ["auto", "im2col", "shifted"]
 
@@ -160,3 +167,26 @@ def test_errors():
         SubsamplingConfig(channels=-1)
     with pytest.raises(ValueError, match=r"subsampling\.convolution 'fft'"):
         SubsamplingConfig(convolution="fft")
+
+
+@pytest.mark.parametrize("frames", [7, 195, 196, 199, 388, 500])
+def test_pieces_of_long_utterances_give_what_the_whole_gives(frames):
+    features = jnp.asarray(normal(2, frames, 9))
+    first = Kernel(jnp.asarray(normal(3, 3, 1, 3, seed=1)), jnp.asarray(normal(3, seed=2)))
+    second = Kernel(jnp.asarray(normal(3, 3, 3, 3, seed=3)), jnp.asarray(normal(3, seed=4)))
+
+    def whole(features, first, second):
+        x = jax.nn.relu(conv2d(features[..., None], *first, "native"))
+        return jax.nn.relu(conv2d(x, *second, "native"))
+
+    def own(*arguments):
+        return convolutions("auto", "float32", *arguments)
+
+    y = jax.jit(own)(features, first, second)  # no gradient is asked for: in pieces
+    expected, expected_back = jax.vjp(whole, features, first, second)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    again, back = jax.vjp(own, features, first, second)
+    np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-4)
+    dy = jnp.asarray(normal(*y.shape, seed=5))
+    for mine, theirs in zip(jax.tree.leaves(back(dy)), jax.tree.leaves(expected_back(dy)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-2)
