@@ -1,7 +1,7 @@
 """Peak memory of inference in each execution, and of the training step with and without rematerialisation.
 
-Command: ``python benchmarks/peak_memory.py --json=peak_memory.json --plot=peak_memory.png``; about five minutes on two
-cores, 12 GB at most. The model is the paper's, with a global gate predictor and every gate open. Of each program, which
+Command: ``python benchmarks/peak_memory.py --json=peak_memory.json --plot=peak_memory.png``; about four minutes on two
+cores, 4 GB at most. The model is the paper's, with a global gate predictor and every gate open. Of each program, which
 runs in a process of its own:
 
 - *compiler*: arguments, results and work space, as the compiler planned them; none for the eager loop, which is many

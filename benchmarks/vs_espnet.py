@@ -1,7 +1,7 @@
 """The same encoder with the same weights here, in ESPnet and in ONNX Runtime: inference and the training step.
 
 Command: ``python benchmarks/vs_espnet.py --peer-python=PATH --json=vs_espnet.json --plot=vs_espnet.png``, where PATH is
-the interpreter of an environment with ``pip install torch espnet onnx onnxscript onnxruntime``; about five minutes on
+the interpreter of an environment with ``pip install torch espnet onnx onnxscript onnxruntime``; about three minutes on
 two cores. ESPnet is ``TransformerEncoder`` as a recipe builds it (pre-norm, ``conv2d``), *fused* the same with the
 fused attention of PyTorch, for which its encoder has no option. ONNX Runtime runs the blocks of that encoder, without
 subsampling and final norm, with float32 weights and with int8 ones of ``quantize_dynamic``.
@@ -107,7 +107,7 @@ class Worker:
             line = ""
         answer = json.loads(line) if line else {"error": self._errors.read_text()[-4000:]}
         if "error" in answer:
-            raise RuntimeError(f"the peers' process failed in {method}:\n{answer['error']}")
+            raise RuntimeError(f"the peers' process failed in {method}:\n{answer['error'].strip()}")
         return answer["result"]
 
 
