@@ -28,18 +28,24 @@ Times = dict[str, list[float]]
 
 
 def paired(
-    functions: Mapping[str, Callable[[], Any]], rounds: int, between: Callable[[], None] = lambda: None
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    between: Callable[[], None] = lambda: None,
+    again: bool = False,
 ) -> Times:
     """Seconds of each function in each round; a round before them, in which everything compiles, does not count.
 
-    A function may return seconds that it measured itself, as one in another process does; of any other the call is
-    timed, until its result is there.
+    With ``again`` every timed call follows an untimed one of the same function: cores that idled in ``between``, or
+    caches that another function filled, are not its business. A function may return seconds that it measured itself, as
+    one in another process does; of any other the call is timed, until its result is there.
     """
     times: Times = {name: [] for name in functions}
     for index in range(rounds + 1):
         order = list(functions.items())
         for name, run in order if index % 2 else reversed(order):  # nothing is always after the same neighbour
             between()
+            if again:
+                jax.block_until_ready(run())
             begun = time.perf_counter()
             result = jax.block_until_ready(run())
             seconds = result if isinstance(result, float) else time.perf_counter() - begun

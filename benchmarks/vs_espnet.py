@@ -6,7 +6,8 @@ two cores. ESPnet is ``TransformerEncoder`` as a recipe builds it (pre-norm, ``c
 fused attention of PyTorch, for which its encoder has no option. ONNX Runtime runs the blocks of that encoder, without
 subsampling and final norm, with float32 weights and with int8 ones of ``quantize_dynamic``.
 
-Nothing is timed before outputs, losses and gradients were shown to be equal. The peers run in a process of their own
+Every timed call follows an untimed one of the same, and nothing is timed before outputs, losses and gradients were
+shown to be equal. The peers run in a process of their own
 (``benchmarks/espnet_worker.py``), which times its calls itself; the two never compute at the same time. Anything else
 that runs on the machine meanwhile falsifies the ratios: threads of PyTorch wait for each other by spinning, and lose
 far more than the share that another process takes.
@@ -266,7 +267,7 @@ def inference(flags: Any, worker: Worker, folder: Path) -> tuple[dict[str, float
                 found = difference(program(gates), executions["masked"](gates))
                 demand(f"{part}, {execution}, {executed} layers", found)
                 functions[our_name(part, execution, executed)] = partial(program, gates)
-    return differences, paired(functions, flags.rounds, partial(time.sleep, SETTLE))
+    return differences, paired(functions, flags.rounds, partial(time.sleep, SETTLE), again=True)
 
 
 def inputs(features: jax.Array, x: jax.Array) -> tuple[tuple[str, jax.Array], ...]:
@@ -362,7 +363,7 @@ def training(flags: Any, worker: Worker, folder: Path) -> tuple[dict[str, float]
     load(dropout=flags.dropout, optimizer=adam())
     step = TrainingStep(make_model(flags, flags.training_layers, flags.dropout), params, batch)
     functions = {"training: ESPnet": partial(worker.call, "seconds", name="training"), "training: ours": step}
-    return differences, paired(functions, flags.rounds, partial(time.sleep, SETTLE))
+    return differences, paired(functions, flags.rounds, partial(time.sleep, SETTLE), again=True)
 
 
 def peers_batch(batch: Labelled) -> dict[str, np.ndarray]:
