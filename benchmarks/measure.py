@@ -67,15 +67,18 @@ def milliseconds(times: Sequence[float]) -> float:
     return 1e3 * statistics.median(times)
 
 
-def parse(description: str, rounds: int, add: Callable[[argparse.ArgumentParser], None] = lambda _: None) -> Any:
-    """Flags of a benchmark: ``--json``, ``--plot``, ``--rounds`` and its own."""
+def parse(
+    description: str, rounds: int, add: Callable[[argparse.ArgumentParser], None] = lambda _: None, keep: bool = True
+) -> Any:
+    """Flags of a benchmark: ``--json``, ``--plot``, ``--rounds`` and its own; ``keep`` keeps freed memory."""
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--plot", type=Path, help="file for the plot")
     parser.add_argument("--rounds", type=int, default=rounds, help="paired runs behind each median")
     add(parser)
     flags = parser.parse_args()
-    keep_freed_memory_on_cpu()  # as a training and `i3d_jax.load` do
+    if keep:
+        keep_freed_memory_on_cpu()  # as a training and `i3d_jax.load` do
     return flags
 
 

@@ -189,7 +189,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     """Measure each program in a process of its own, print the table, and write it."""
-    flags = parse(__doc__ or "", 1, add_flags)
+    flags = parse(__doc__ or "", 1, add_flags, keep=False)
     if flags.case:
         print(json.dumps(measure(Case(**json.loads(flags.case)))))
         return
