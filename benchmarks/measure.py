@@ -101,6 +101,7 @@ def finish(flags: Any, figures: Mapping[str, Any], ratios: Mapping[str, float | 
     rounded = {name: None if value is None else round(value, 4) for name, value in ratios.items()}
     if flags.json:
         settings = {key: str(value) for key, value in vars(flags).items() if key not in ("json", "plot")}
+        settings = {key: Path(text).name if Path(text).is_absolute() else text for key, text in settings.items()}
         data = {"settings": settings, **place(), **figures, "ratios": rounded}
         flags.json.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
     print(json.dumps(rounded), flush=True)
