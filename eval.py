@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from etils import epath
@@ -17,6 +17,7 @@ from etils import epath
 from i3d_jax.analysis.sweep import format_sweep
 from i3d_jax.budget_sweep import sweep_budgets
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
+from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
 from i3d_jax.inference.scoring import compare
@@ -34,7 +35,7 @@ class EvalFlags:
     """Run directory made by train.py."""
     split: str = "test"
     """``train``, ``dev``, ``test``, or any split written as in ``data.train``."""
-    execution: Literal["masked", "conditional", "compacted", "eager"] | None = None
+    execution: Execution | None = None
     """``masked`` computes every block, the others skip: ``compacted`` for each utterance of a batch, ``conditional``
     what no utterance of a batch wants, ``eager`` at batch 1. Default: the fastest (docs/speed.md)."""
     threshold: float | None = None
@@ -72,11 +73,9 @@ def main(argv: list[str]) -> None:
     split = split_name(config, flags.split)
     tag = _tag(flags.data) if flags.data else ""
     against = epath.Path(flags.against).expanduser() if flags.against else None
-    if flags.sweep_threshold is not None or flags.sweep_budget is not None:
-        if (flags.threshold, flags.budget, flags.execution) != (None, None, None) or None not in (
-            flags.sweep_threshold,
-            flags.sweep_budget,
-        ):
+    sweeps = [option is not None for option in (flags.sweep_threshold, flags.sweep_budget)]
+    if any(sweeps):
+        if all(sweeps) or (flags.threshold, flags.budget, flags.execution) != (None, None, None):
             raise ValueError("a sweep sets threshold or budget, and the execution: leave out the options for one")
         if flags.sweep_threshold is not None:
             sweep = sweep_run(recognizer, config, run, split, flags.sweep_threshold, against, tag)

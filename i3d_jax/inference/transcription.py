@@ -142,7 +142,8 @@ def transcribe_one(
     recognition = recognizer.recognize(*alone(waveform), decide, execution)
     recognizer.text(recognition)
     seconds = time.perf_counter() - begun
-    return _of_row(recognizer, recognition, 0, len(waveform), execution, seconds)
+    (gflops,) = recognizer.gflops(recognition, execution)
+    return _of_row(recognizer, recognition, 0, len(waveform), float(gflops), seconds)
 
 
 def transcribe_many(
@@ -198,19 +199,19 @@ def _transcribe_held(
         found = list(recognize_batches(recognizer, work(), decide, chosen))
         pace = (time.perf_counter() - begun) / sum(len(held[index]) for index in indices)
         for own, recognition in found:
+            gflops = recognizer.gflops(recognition, chosen)
             for row, index in enumerate(own.tolist()):
                 samples = len(held[index])
-                done[index] = _of_row(recognizer, recognition, row, samples, chosen, pace * samples)
+                done[index] = _of_row(recognizer, recognition, row, samples, float(gflops[row]), pace * samples)
     return done
 
 
 def _of_row(
-    recognizer: "Recognizer", recognition: Recognition, row: int, samples: int, execution: Execution, seconds: float
+    recognizer: "Recognizer", recognition: Recognition, row: int, samples: int, gflops: float, seconds: float
 ) -> Transcription:
     audio_seconds = samples / recognizer.config.sample_rate
     gates, probabilities = (np.asarray(x[row]) for x in (recognition.gates, recognition.gate_probabilities))
     segment = Segment(0.0, audio_seconds, gates, probabilities)
-    gflops = float(recognizer.gflops(recognition, execution)[row])
     text = recognizer.text(recognition, row)
     return _finished(recognizer, StreamTranscription(text, (segment,), gflops, audio_seconds, seconds))
 
