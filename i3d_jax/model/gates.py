@@ -166,7 +166,7 @@ class LayerDrop(NamedTuple):
             raise ValueError("LayerDrop needs gate_keys")
         rates = jax.lax.dynamic_index_in_dim(jnp.asarray(self.rates), layer, keepdims=False)
         draws = jax.vmap(lambda key: jax.random.uniform(key, rates.shape))(fold_in(keys, layer))
-        return jnp.broadcast_to(draws >= rates, logits.shape[:-1])
+        return jnp.broadcast_to(draws >= rates[None], logits.shape[:-1])
 
 
 class Fixed(NamedTuple):

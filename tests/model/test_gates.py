@@ -116,8 +116,8 @@ def test_drop_rates_by_depth(rate, layers, unit):
     constant = drop_rates(LayerDropConfig(rate, unit), layers, 2)
     linear = drop_rates(LayerDropConfig(rate, unit, "linear"), layers, 2)
     assert constant.shape == linear.shape == (layers, 1 if unit == "layer" else 2)
-    np.testing.assert_allclose(constant, np.full(constant.shape, rate), rtol=1e-6)
-    np.testing.assert_allclose(linear[:, 0], [rate * n / layers for n in range(1, layers + 1)], rtol=1e-6)
+    np.testing.assert_allclose(constant, np.full(constant.shape, rate), rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(linear[:, 0], [rate * n / layers for n in range(1, layers + 1)], rtol=1e-6, atol=1e-30)
     np.testing.assert_array_equal(linear[-1], constant[-1])
 
 
