@@ -60,6 +60,7 @@ _BELOW_ONE = (
     "model.encoder.dropout",
     "model.encoder.attention_dropout",
     "model.encoder.positional_dropout",
+    "model.gates.layer_drop.rate",
     "loss.interctc_weight",
     "optimizer.beta1",
     "optimizer.beta2",
@@ -149,6 +150,12 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
         yield (
             f"loss.utility_weight={config.loss.utility_weight}: there is no gate to close with "
             "model.gates.predictor=none; set the predictor to local or global, or the weight to 0"
+        )
+    drop, predictor = config.model.gates.layer_drop.rate, config.model.gates.predictor
+    if drop > 0 and predictor != "none":
+        yield (
+            f"model.gates.layer_drop.rate={drop}: expected 0 with model.gates.predictor={predictor}, which decides "
+            "about the gates; set the rate to 0, or the predictor to none"
         )
     yield from _family(config)
 

@@ -165,6 +165,7 @@ def changed(key: str, value: object, config: ExperimentConfig | None = None) -> 
         ("model.encoder.dropout", 1.0, "below 1"),
         ("model.gates.threshold", 1.5, "between 0 and 1"),
         ("model.gates.temperature", 0.0, "more than 0"),
+        ("model.gates.layer_drop.rate", 1.0, "below 1"),
         ("loss.utility_weight", -1.0, "0 or more"),
         ("loss.utility_weight", 1.0, "predictor to local or global"),
         ("loss.utility_weight", float("nan"), "finite"),
@@ -198,6 +199,13 @@ def test_validation_names_key_value_and_expectation(key, value, expected):
         validate_config(changed(key, value))
     assert key in str(caught.value)
     assert expected in str(caught.value)
+
+
+def test_layer_drop_and_a_predictor_exclude_each_other():
+    dropping = changed("model.gates.layer_drop.rate", 0.2)
+    validate_config(dropping)
+    with pytest.raises(ValueError, match=r"layer_drop.rate=0.2: expected 0 with model.gates.predictor=local"):
+        validate_config(changed("model.gates.predictor", "local", dropping))
 
 
 def test_validation_reports_all_violations_at_once():

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from i3d_jax.model.gates import Decision, GateConfig, execute_probability, fold_in, settled
+from i3d_jax.model.gates import Decision, GateConfig, execute_probability, fold_in, settled, training_decision
 from i3d_jax.model.layers import Branch, Context, FeedForward, GatePredictor, SelfAttention
 from i3d_jax.model.precision import DENSE, Precision
 from i3d_jax.types import Array
@@ -210,6 +210,10 @@ class Encoder:
     def gate_names(self) -> tuple[str, ...]:
         """Names of the M gates of a layer."""
         return tuple(branch.name for branch in self.branches)
+
+    def training_decision(self, temperature: Array | float | None = None) -> Decision:
+        """The decision that this encoder is trained with; ``temperature`` replaces the configured tau."""
+        return training_decision(self.gates, self.config.num_layers, len(self.branches), temperature)
 
     @property
     def predictor(self) -> GatePredictor:

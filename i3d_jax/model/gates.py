@@ -9,11 +9,12 @@ and is a named tuple of arrays, so that it can be passed through ``jax.jit``: an
 Boolean gates are decisions; float gates are the training relaxation, multiplied onto the branch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from i3d_jax.types import Array
 
@@ -35,6 +36,18 @@ class Planned(Decision, Protocol):
 
 
 @dataclass(frozen=True)
+class LayerDropConfig:
+    """Random gates in the training of a model without a predictor: LayerDrop (arXiv 1909.11556), stochastic depth."""
+
+    rate: float = 0.0
+    """Probability to drop; 0 switches it off. Outputs are not rescaled, and inference executes everything."""
+    unit: Literal["layer", "block"] = "layer"
+    """Dropped together: the blocks of a layer, or each block by itself."""
+    by_depth: Literal["constant", "linear"] = "constant"
+    """The same for every layer, or rising to ``rate`` at the last one (stochastic depth, arXiv 1603.09382)."""
+
+
+@dataclass(frozen=True)
 class GateConfig:
     """Gate predictors and their training relaxation."""
 
@@ -52,6 +65,7 @@ class GateConfig:
     """Initial logit of execute minus skip: positive keeps a warm-started model intact."""
     threshold: float = 0.5
     """beta of Eqs. 10 and 11 in dev evaluation during training, and the default afterwards."""
+    layer_drop: LayerDropConfig = field(default_factory=LayerDropConfig)
 
 
 def fold_in(keys: jax.Array, data: Array | int) -> jax.Array:
@@ -133,6 +147,28 @@ class StraightThrough(NamedTuple):
         return hard_with_soft_gradient(GumbelSoftmax(self.temperature)(logits, keys, layer))
 
 
+class LayerDrop(NamedTuple):
+    """Closed at random, whatever the logits, independently for each utterance.
+
+    Attributes:
+      rates: probability to drop: [N, 1] drops the gates of a layer together, [N, M] each by itself.
+    """
+
+    rates: Array
+
+    def __call__(self, logits: jax.Array, keys: jax.Array | None, layer: Array | int) -> jax.Array:
+        """[B, M, 2] -> [B, M] bool.
+
+        Raises:
+          ValueError: no keys were given.
+        """
+        if keys is None:
+            raise ValueError("LayerDrop needs gate_keys")
+        rates = jax.lax.dynamic_index_in_dim(jnp.asarray(self.rates), layer, keepdims=False)
+        draws = jax.vmap(lambda key: jax.random.uniform(key, rates.shape))(fold_in(keys, layer))
+        return jnp.broadcast_to(draws >= rates[None], logits.shape[:-1])
+
+
 class Fixed(NamedTuple):
     """A given pattern: [N, M] for every utterance, or [B, N, M]."""
 
@@ -199,10 +235,26 @@ def settled(decide: Decision, logits: jax.Array, mask: jax.Array) -> Decision:
     return decide if settle is None else settle(logits, mask)
 
 
-def training_decision(config: GateConfig, temperature: Array | float | None = None) -> Decision:
-    """The decision a model with this configuration is trained with; ``temperature`` replaces the configured tau."""
+def drop_rates(config: LayerDropConfig, num_layers: int, num_gates: int) -> np.ndarray:
+    """Probability to drop of each layer [N, 1], or of each block [N, M], for N layers of M gates: float32.
+
+    Linear in depth, layer l of 1 to N has ``rate * l / N`` (arXiv 1603.09382, Eq. 4).
+    """
+    depth = np.arange(1, num_layers + 1) / num_layers if config.by_depth == "linear" else np.ones(num_layers)
+    width = 1 if config.unit == "layer" else num_gates
+    return np.tile(config.rate * depth[:, None], width).astype(np.float32)
+
+
+def training_decision(
+    config: GateConfig, num_layers: int, num_gates: int, temperature: Array | float | None = None
+) -> Decision:
+    """The decision a model of N layers with M gates each is trained with; ``temperature`` replaces the configured tau.
+
+    LayerDrop, if any, is that of models without a predictor (``validation`` refuses both).
+    """
     if config.predictor == "none":
-        return Open()
+        drop = config.layer_drop
+        return LayerDrop(drop_rates(drop, num_layers, num_gates)) if drop.rate > 0 else Open()
     tau = config.temperature if temperature is None else temperature
     return StraightThrough(tau) if config.straight_through else GumbelSoftmax(tau)
 

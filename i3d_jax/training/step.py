@@ -12,7 +12,6 @@ from i3d_jax.audio.augment import AugmentConfig, spec_augment
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Remat
-from i3d_jax.model.gates import training_decision
 from i3d_jax.model.layers import split_keys
 from i3d_jax.training.losses import LossConfig, LossTotals, loss_totals
 from i3d_jax.types import Array, Batch
@@ -106,7 +105,7 @@ def make_train_step(
             params,
             features,
             mask,
-            training_decision(model.config.gates, member.temperature),
+            model.encoder.training_decision(member.temperature),
             gate_keys=gate_keys,
             dropout_keys=dropout_keys,
             taps=config.loss.interctc_layers,

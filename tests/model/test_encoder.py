@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from i3d_jax.model.encoder import Encoder, EncoderConfig, compacted, conditional, masked, rows_at_once
-from i3d_jax.model.gates import Fixed, GateConfig, Open, SoftMean, Threshold, inference_decision, training_decision
+from i3d_jax.model.gates import Fixed, GateConfig, Open, SoftMean, Threshold, inference_decision
 from i3d_jax.model.layers import Context
 
 LAYERS, WIDTH = 3, 16
@@ -115,7 +115,7 @@ def test_every_predictor_gets_a_gradient_in_training(predictor, straight_through
             params,
             x,
             mask,
-            training_decision(encoder.gates),
+            encoder.training_decision(),
             gate_keys=jax.random.split(jax.random.key(3), len(x)),
             dropout_keys=jax.random.split(jax.random.key(4), len(x)),
         )

@@ -13,10 +13,13 @@ from i3d_jax.model.gates import (
     Fixed,
     GateConfig,
     GumbelSoftmax,
+    LayerDrop,
+    LayerDropConfig,
     Open,
     SoftMean,
     StraightThrough,
     Threshold,
+    drop_rates,
     execute_probability,
     executed_layers,
     inference_decision,
@@ -108,6 +111,34 @@ def test_soft_gate_gradient_against_finite_differences():
         np.testing.assert_allclose(gradient[index], (f(logits + unit) - f(logits - unit)) / (2 * step), atol=2e-4)
 
 
+@given(st.floats(0, 0.99), st.integers(1, 40), st.sampled_from(["layer", "block"]))
+def test_drop_rates_by_depth(rate, layers, unit):
+    constant = drop_rates(LayerDropConfig(rate, unit), layers, 2)
+    linear = drop_rates(LayerDropConfig(rate, unit, "linear"), layers, 2)
+    assert constant.shape == linear.shape == (layers, 1 if unit == "layer" else 2)
+    np.testing.assert_allclose(constant, np.full(constant.shape, rate), rtol=1e-6, atol=1e-30)
+    np.testing.assert_allclose(linear[:, 0], [rate * n / layers for n in range(1, layers + 1)], rtol=1e-6, atol=1e-30)
+    np.testing.assert_array_equal(linear[-1], constant[-1])
+
+
+@pytest.mark.parametrize("unit", ["layer", "block"])
+def test_layer_drop_drops_as_often_as_it_says(unit):
+    decide, rows = LayerDrop(drop_rates(LayerDropConfig(0.4, unit, "linear"), 2, 2)), 20000
+    gates = [np.asarray(decide(jnp.zeros((rows, 2, 2)), keys(0, rows), n)) for n in range(2)]
+    for n, dropped in enumerate((0.2, 0.4)):
+        assert gates[n].dtype == bool
+        np.testing.assert_allclose(np.mean(~gates[n], axis=0), dropped, atol=0.012)
+        both = np.mean(~gates[n][:, 0] & ~gates[n][:, 1])  # together, or independent
+        np.testing.assert_allclose(both, dropped if unit == "layer" else dropped**2, atol=0.012)
+    np.testing.assert_allclose(np.mean(~gates[0][:, 0] & ~gates[1][:, 0]), 0.2 * 0.4, atol=0.012)
+    np.testing.assert_array_equal(gates[0][:7], decide(jnp.zeros((7, 2, 2)), keys(0, rows)[:7], 0))
+
+
+def test_layer_drop_needs_a_key():
+    with pytest.raises(ValueError, match="gate_keys"):
+        LayerDrop(np.full((1, 1), 0.5))(jnp.zeros((1, 2, 2)), None, 0)
+
+
 @given(hnp.arrays(bool, (3, 4, 2)))
 def test_fixed_returns_its_pattern_row_by_row(mask):
     logits = jnp.zeros((3, 2, 2))
@@ -124,9 +155,12 @@ def test_counts_follow_the_paper(gates):
 
 
 def test_configured_decisions():
-    assert training_decision(GateConfig("none")) == Open() == inference_decision(GateConfig("none"), 0.3)
-    assert training_decision(GateConfig("local", temperature=0.5)) == GumbelSoftmax(0.5)
-    assert training_decision(GateConfig("global", straight_through=True)) == StraightThrough(1.0)
+    assert training_decision(GateConfig("none"), 3, 2) == Open() == inference_decision(GateConfig("none"), 0.3)
+    assert training_decision(GateConfig("local", temperature=0.5), 3, 2) == GumbelSoftmax(0.5)
+    assert training_decision(GateConfig("global", straight_through=True), 3, 2) == StraightThrough(1.0)
+    dropping = GateConfig(layer_drop=LayerDropConfig(0.3, "block"))
+    np.testing.assert_array_equal(training_decision(dropping, 3, 2).rates, np.full((3, 2), 0.3, np.float32))
+    assert inference_decision(dropping) == Open()
     assert inference_decision(GateConfig("global", threshold=0.4)) == Threshold(0.4)
     assert inference_decision(GateConfig("global"), 0.0) == Threshold(0.0)
     logits = jax.random.normal(jax.random.key(0), (2, 2, 2))

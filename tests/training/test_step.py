@@ -11,7 +11,7 @@ from i3d_jax.audio.augment import AugmentConfig
 from i3d_jax.audio.frontend import FrontendConfig
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig
-from i3d_jax.model.gates import GateConfig
+from i3d_jax.model.gates import GateConfig, LayerDropConfig
 from i3d_jax.model.subsampling import SubsamplingConfig
 from i3d_jax.training.compiled import CompiledStep, compilations
 from i3d_jax.training.losses import LossConfig
@@ -23,9 +23,9 @@ from i3d_jax.types import Batch
 LOSS = LossConfig(utility_weight=2.0)
 
 
-def build(predictor="global", loss=LOSS, width=16, accumulate=1, parallel=None, lr=1e-2, remat="none"):
+def build(predictor="global", loss=LOSS, width=16, accumulate=1, parallel=None, lr=1e-2, remat="none", **gates):
     encoder = EncoderConfig(num_layers=2, d_model=width, num_heads=2, ffn_dim=2 * width)
-    config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor))
+    config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor, **gates))
     model = ASRModel(config, 80, 7)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=lr, warmup_steps=5), 100)
     config = StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), loss, accumulate, remat)
@@ -214,3 +214,17 @@ def test_the_utility_loss_closes_gates(predictor):
         state, metrics = step(state, make_batch(i))
         start = start or float(metrics.totals.executed_layers / metrics.totals.utterances)
     assert float(metrics.totals.executed_layers / metrics.totals.utterances) < 0.6 * start
+
+
+def test_layer_drop_reports_the_layers_it_drew():
+    step, state = build("none", LossConfig(), layer_drop=LayerDropConfig(0.5))
+    layers = set()
+    for i in range(4):
+        state, metrics = step(state, make_batch(i))
+        layers.add(float(metrics.totals.executed_layers))
+    assert len(layers) > 1 and all(layers_ == int(layers_) and 0 <= layers_ < 14 for layers_ in layers)
+    step, state = build("none", LossConfig(), layer_drop=LayerDropConfig(1 - 1e-7))
+    after, metrics = step(state, make_batch(0))
+    assert float(metrics.totals.executed_layers) == 0 and np.isfinite(float(metrics.grad_norm))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.opt_state[1].mu["layers"]))
+    assert np.any(after.opt_state[1].mu["head"]["projection"]["kernel"])
