@@ -1,0 +1,22 @@
+"""LibriSpeech-960: the dense encoder trained with LayerDrop, to be pruned afterwards.
+
+Command: `LIBRISPEECH_DIR=path/to/LibriSpeech python train.py --config=configs/librispeech960_layerdrop.py`
+
+Paper: LayerDrop for Section 3.1 (960 hours, no figure), where the paper has no pruned curve;
+`python -m i3d_jax.cli.prune runs/librispeech960_layerdrop` gives one. The rate is that of `librispeech100_layerdrop`.
+Time: that of `librispeech960_transformer`: dropped layers are computed too. Expected, from the paper: nothing for
+this corpus.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from i3d_jax.experiment import ExperimentConfig, load_config
+from i3d_jax.model.gates import GateConfig, LayerDropConfig
+
+
+def get_config() -> ExperimentConfig:
+    """The experiment."""
+    dense = load_config(Path(__file__).with_name("librispeech960_transformer.py"))
+    gates = GateConfig(layer_drop=LayerDropConfig(rate=0.2))
+    return replace(dense, name="librispeech960_layerdrop", model=replace(dense.model, gates=gates))
