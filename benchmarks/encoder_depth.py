@@ -19,49 +19,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure  # first: it makes the package importable
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from measure import Times, finish, milliseconds, paired, parse, ratio
+from paper_encoder import BRANCHES, FRAMES, LAYERS, WIDTH, Program, mixed, paper_model, programs, spread
 
 import i3d_jax
-from i3d_jax.audio.frontend import FrontendConfig
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.experiment import load_config
 from i3d_jax.inference.evaluation import evaluate
-from i3d_jax.inference.execution import EagerProgram, Pipeline
-from i3d_jax.model.asr import ASRModel, ModelConfig
-from i3d_jax.model.encoder import EncoderConfig, conditional, masked
-from i3d_jax.model.gates import Fixed, GateConfig, Threshold
-
-LAYERS, BRANCHES, WIDTH = 36, 2, 256
-FRAMES = {5: 124, 15: 374, 30: 749}
-"""Seconds of audio -> encoder frames."""
-
-
-def paper_model(layers: int = LAYERS, predictor: Any = "none") -> ASRModel:
-    """A recogniser of the paper's width with so many layers."""
-    config = ModelConfig(
-        encoder=EncoderConfig(num_layers=layers, d_model=WIDTH, num_heads=4, ffn_dim=1024),
-        gates=GateConfig(predictor=predictor),
-    )
-    return ASRModel(config, 80, 500)
-
-
-def spread(blocks: int, rows: int = 1) -> np.ndarray:
-    """[rows, N, M], ``blocks`` of them open, evenly spread in each branch."""
-    pattern = np.zeros((LAYERS, BRANCHES), bool)
-    for branch in range(BRANCHES):
-        own = (blocks + branch) // BRANCHES
-        pattern[np.floor((np.arange(own) + 0.5) * LAYERS / max(own, 1)).astype(int), branch] = True
-    return np.repeat(pattern[None], rows, axis=0)
-
-
-def mixed(blocks: int, rows: int) -> np.ndarray:
-    """[rows, N, M], ``blocks`` open in every row, others in each."""
-    rng = np.random.default_rng(blocks)
-    own = [(blocks + branch) // BRANCHES for branch in range(BRANCHES)]
-    return np.stack([np.stack([rng.permutation(LAYERS) < count for count in own], -1) for _ in range(rows)])
+from i3d_jax.model.asr import ASRModel
+from i3d_jax.model.encoder import conditional
+from i3d_jax.model.gates import Fixed, Threshold
 
 
 def predicted(model: str, rows: int) -> tuple[np.ndarray, dict[str, Any]]:
@@ -83,28 +53,10 @@ def predicted(model: str, rows: int) -> tuple[np.ndarray, dict[str, Any]]:
     return np.repeat(gates, LAYERS // gates.shape[1], axis=1), how
 
 
-Run = Callable[[np.ndarray], Any]
-
-
-def programs(model: ASRModel, rows: int, frames: int) -> dict[str, Run]:
-    """Execution -> function of gates [rows, N, M] that encodes a batch."""
-    encoder = model.encoder
-    params = jax.jit(model.init)(jax.random.key(0))
+def runs_of(model: ASRModel, rows: int, frames: int) -> dict[str, Program]:
+    """The executions of a batch of random states, with random parameters."""
     x = jax.random.normal(jax.random.key(1), (rows, frames, WIDTH))
-    mask = jnp.ones((rows, frames), bool)
-    pipeline = Pipeline(FrontendConfig(), model)
-
-    def compiled(execute: Any, params: Any) -> Run:
-        run = jax.jit(lambda params, x, mask, gates: encoder.apply(params, x, mask, Fixed(gates), execute=execute).x)
-        return partial(run, params, x, mask)
-
-    loop = EagerProgram(pipeline, params)
-
-    def eager(gates: np.ndarray) -> Any:
-        return loop.encode(x, mask, Fixed(gates), np.swapaxes(gates, 0, 1))[0]
-
-    found = {"masked": compiled(masked, params), "conditional": compiled(conditional, encoder.unstack(params))}
-    return found | ({"eager": eager} if rows == 1 else {"compacted": compiled(pipeline.compact, params)})
+    return programs(model, jax.jit(model.init)(jax.random.key(0)), x)
 
 
 def line(points: dict[int, float]) -> dict[str, float]:
@@ -118,19 +70,18 @@ def line(points: dict[int, float]) -> dict[str, float]:
     }
 
 
-def depth(rows: int, seconds: int, counts: list[int], rounds: int) -> tuple[dict[str, Any], measure.Times]:
+def depth(rows: int, seconds: int, counts: list[int], rounds: int) -> tuple[dict[str, Any], Times]:
     """Times of each execution at each number of blocks."""
-    runs = programs(paper_model(), rows, FRAMES[seconds])
-    pattern = spread if rows == 1 else mixed
+    runs = runs_of(paper_model(), rows, FRAMES[seconds])
     cases = {
-        f"{name}/{blocks}": partial(run, pattern(blocks, rows))
+        f"{name}/{blocks}": partial(run, spread(blocks) if rows == 1 else mixed(blocks, rows))
         for name, run in runs.items()
         for blocks in (counts if name != "masked" else counts[-1:])  # what masked computes does not depend on gates
     }
-    times = measure.paired(cases, rounds)
+    times = paired(cases, rounds)
     figures: dict[str, Any] = {"rows": rows, "seconds": seconds, "executions": {}}
     for name in runs:
-        points = {blocks: measure.milliseconds(times[key]) for blocks in counts if (key := f"{name}/{blocks}") in times}
+        points = {blocks: milliseconds(times[key]) for blocks in counts if (key := f"{name}/{blocks}") in times}
         figures["executions"][name] = {"ms": points} | (line(points) if len(points) > 2 else {})
     return figures, times
 
@@ -139,12 +90,11 @@ def against_dense(rounds: int) -> dict[str, dict[str, float]]:
     """18 of 36 layers against a dense encoder of 18, and gate predictors against none; batch 1, 15 s."""
     frames = FRAMES[15]
     half, whole = spread(LAYERS * BRANCHES // 2), spread(LAYERS * BRANCHES)
-    large, small = programs(paper_model(), 1, frames), programs(paper_model(LAYERS // 2), 1, frames)
+    large, small = runs_of(paper_model(), 1, frames), runs_of(paper_model(LAYERS // 2), 1, frames)
     cases: dict[str, Callable[[], Any]] = {}
     for name in ("conditional", "eager"):
-        layers = np.zeros_like(half)
-        layers[:, ::2] = True  # whole layers, as a pruned model has them
-        cases |= {f"{name}/18 of 36": partial(large[name], layers), f"{name}/18": partial(small[name], whole[:, :18])}
+        # Half of the blocks are whole layers, as a pruned model has them.
+        cases |= {f"{name}/18 of 36": partial(large[name], half), f"{name}/18": partial(small[name], whole[:, :18])}
     x, mask = jax.random.normal(jax.random.key(1), (1, frames, WIDTH)), jnp.ones((1, frames), bool)
     for predictor in ("none", "global", "local"):
         model = paper_model(predictor=predictor)
@@ -157,28 +107,26 @@ def against_dense(rounds: int) -> dict[str, dict[str, float]]:
             ).x
         )  # fmt: skip
         cases[f"predictor/{predictor}"] = partial(run, params, x, mask, 0.5)  # a new predictor opens everything
-    times = measure.paired(cases, rounds)
+    times = paired(cases, rounds)
     found = {
-        f"18_of_36_over_dense_18_{name}": measure.ratio(times[f"{name}/18 of 36"], times[f"{name}/18"])
+        f"18_of_36_over_dense_18_{name}": ratio(times[f"{name}/18 of 36"], times[f"{name}/18"])
         for name in ("conditional", "eager")
     }
     for predictor in ("global", "local"):
-        found[f"{predictor}_predictor_over_none"] = measure.ratio(
-            times[f"predictor/{predictor}"], times["predictor/none"]
-        )
+        found[f"{predictor}_predictor_over_none"] = ratio(times[f"predictor/{predictor}"], times["predictor/none"])
     return found
 
 
 def batch_of_predicted(model: str, rows: int, seconds: int, rounds: int) -> dict[str, Any]:
     """A batch whose gates a trained model predicted, and one of random gates, both about half open."""
     gates, how = predicted(model, rows)
-    runs = programs(paper_model(), rows, FRAMES[seconds])
+    runs = runs_of(paper_model(), rows, FRAMES[seconds])
     cases = {"masked": partial(runs["masked"], gates)}
     for name in ("compacted", "conditional"):
         cases |= {f"{name}/predicted": partial(runs[name], gates)}
         cases |= {f"{name}/random": partial(runs[name], mixed(gates[0].size // 2, rows))}
-    times = measure.paired(cases, rounds)
-    ratios = {name: measure.ratio(times[name], times["masked"]) for name in cases if name != "masked"}
+    times = paired(cases, rounds)
+    ratios = {name: ratio(times[name], times["masked"]) for name in cases if name != "masked"}
     return {"gates": how, "rows": rows, "seconds": seconds, "over_masked": ratios}
 
 
@@ -217,7 +165,7 @@ def main() -> None:
         parser.add_argument("--seconds", type=int, nargs="+", default=list(FRAMES), choices=list(FRAMES))
         parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
 
-    flags = measure.parse(__doc__ or "", 9, add)
+    flags = parse(__doc__ or "", 9, add)
     every = LAYERS * BRANCHES
     rows, ratios = [], {}
     for batch in flags.batches:
@@ -231,9 +179,7 @@ def main() -> None:
                 print(f"batch {batch}, {seconds} s, {name}: ms by layers {text}{fit}", flush=True)
             if batch == 1 and seconds == 15:
                 for name in ("conditional", "eager"):
-                    ratios[f"half_over_all_{name}"] = measure.ratio(
-                        times[f"{name}/{every // 2}"], times[f"{name}/{every}"]
-                    )
+                    ratios[f"half_over_all_{name}"] = ratio(times[f"{name}/{every // 2}"], times[f"{name}/{every}"])
     ratios |= against_dense(flags.rounds)
     batch16 = batch_of_predicted(flags.model, 16, 15, max(flags.rounds // 3, 3))
     for name in ("predicted", "random"):
@@ -244,7 +190,7 @@ def main() -> None:
     if flags.plot:
         draw(rows, flags.plot)
     figures = {"depth": rows, "batch_of_predicted": batch16, "quartiles": ratios}
-    measure.finish(flags, figures, {name: found["median"] for name, found in ratios.items()})
+    finish(flags, figures, {name: found["median"] for name, found in ratios.items()})
 
 
 if __name__ == "__main__":

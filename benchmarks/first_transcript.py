@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import measure  # first: it makes the package importable
 import numpy as np
-from encoder_depth import paper_model
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from measure import finish, parse, ratio
+from paper_encoder import paper_model
 
 import i3d_jax
 from i3d_jax.inference.recognizer import Recognizer
@@ -91,7 +91,7 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--executions", nargs="+", default=["conditional", "eager"])
 
-    flags = measure.parse(__doc__ or "", 3, add)
+    flags = parse(__doc__ or "", 3, add)
     rows: list[dict[str, Any]] = []
     ratios: dict[str, float | None] = {}
     print("| model | execution | cache | import | load | first | second |\n| --- | --- | --- | --- | --- | --- | --- |")
@@ -110,10 +110,10 @@ def main() -> None:
                     cells = " | ".join(f"{medians[step]:.2f}" for step in STEPS[:3])
                     print(f"| {name} | {execution} | {label} | {cells} | {medians[STEPS[3]]:.3f} |", flush=True)
                 whole = [np.sum(np.array(times)[:, :3], axis=1) for times in (warm, cold)]
-                ratios[f"{name}_{execution}_filled_over_empty"] = measure.ratio(*(list(t) for t in whole))["median"]
+                ratios[f"{name}_{execution}_filled_over_empty"] = ratio(*(list(t) for t in whole))["median"]
     if flags.plot:
         draw(rows, flags.plot)
-    measure.finish(flags, {"rows": rows}, ratios)
+    finish(flags, {"rows": rows}, ratios)
 
 
 if __name__ == "__main__":

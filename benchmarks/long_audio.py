@@ -20,8 +20,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import jax
 import numpy as np
 import soundfile

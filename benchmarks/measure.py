@@ -2,6 +2,8 @@
 
 Machines are shared and their speed drifts, so only ratios are read: all functions run once in every round, one after
 the other, and a ratio is the median over the rounds of the ratio within a round.
+
+Benchmarks import it as ``measure``, before the package, which it makes importable.
 """
 
 import argparse

@@ -27,10 +27,8 @@ import jax
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from measure import finish, parse
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks.measure import finish, parse
 from i3d_jax.experiment import ExperimentConfig, load_config
 from i3d_jax.inference.execution import EXECUTIONS, Pipeline
 from i3d_jax.model.asr import ASRModel

@@ -17,11 +17,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import measure  # first: it makes the package importable
 import numpy as np
-from encoder_depth import FRAMES, LAYERS, WIDTH, paper_model
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from measure import finish, milliseconds, paired, parse
+from paper_encoder import FRAMES, LAYERS, WIDTH, paper_model
 
 from i3d_jax.model.attention import attend
 from i3d_jax.model.encoder import conditional, masked
@@ -122,14 +122,14 @@ def main() -> None:
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--seconds", type=int, default=15, choices=list(FRAMES))
 
-    flags = measure.parse(__doc__ or "", 15, add)
+    flags = parse(__doc__ or "", 15, add)
     (peaks, peak_flops), (runs, flops) = squares(), parts(flags.seconds)
     # Threads of NumPy's BLAS go on spinning after a product: those are timed apart, before and after.
     by_numpy = {name: run for name, run in peaks.items() if name.startswith("NumPy")}
-    before = measure.paired(by_numpy, flags.rounds)
+    before = paired(by_numpy, flags.rounds)
     time.sleep(1)
-    times = measure.paired({name: run for name, run in (peaks | runs).items() if name not in by_numpy}, flags.rounds)
-    after = measure.paired(by_numpy, flags.rounds)
+    times = paired({name: run for name, run in (peaks | runs).items() if name not in by_numpy}, flags.rounds)
+    after = paired(by_numpy, flags.rounds)
     times |= {name: before[name] + after[name] for name in by_numpy}
     steady = max(peak_flops[name] / float(np.median(times[name])) for name in by_numpy)
     own = [name for name in peaks if name not in by_numpy]
@@ -138,7 +138,7 @@ def main() -> None:
     for name, amount in flops.items():
         shares = [amount / (seconds * peak) for seconds, peak in zip(times[name], best, strict=True)]
         low, share, high = np.percentile(shares, [25, 50, 75])
-        rows[name] = {"ms": measure.milliseconds(times[name]), "gflop": amount / 1e9, "share": float(share)}
+        rows[name] = {"ms": milliseconds(times[name]), "gflop": amount / 1e9, "share": float(share)}
         rows[name] |= {"low": float(low), "high": float(high)}
     peak = float(np.median(best)) / 1e9
     found = {name: float(np.median(peak_flops[name] / np.array(times[name]))) / 1e9 for name in peaks}
@@ -154,7 +154,7 @@ def main() -> None:
     if flags.plot:
         draw(rows, peak, flags.plot)
     figures = {"peaks_gflops": found, "peak_gflops": peak, "parts": rows}
-    measure.finish(
+    finish(
         flags,
         figures,
         {"blocks_share_of_peak": rows["all blocks"]["share"], "ffn_share_of_peak": rows["ffn blocks"]["share"]},

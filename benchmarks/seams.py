@@ -14,10 +14,7 @@ recordings are the 150 test utterances of the demo corpus one after the other, w
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from measure import finish, parse
 

@@ -2,20 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 from etils import epath
 
-from i3d_jax.analysis.sweep import Sweep, choose_thresholds, read_baseline, sweep_point
+from i3d_jax.analysis.sweep import Sweep, choose_thresholds, sweep_point
 from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.bundle import Calibration
-from i3d_jax.inference.evaluation import Evaluation, evaluate
+from i3d_jax.inference.evaluation import Evaluation
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.model.gates import Threshold
 from i3d_jax.progress import log
-from i3d_jax.split_evaluation import check_against, load_split
-from i3d_jax.threshold_sweep import sweep_file, write_points
+from i3d_jax.threshold_sweep import begin_sweep, sweep_file, write_points
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """What is swept unasked."""
@@ -54,24 +52,24 @@ def sweep_budgets(
     for budget in (checked := tuple(budgets) or BUDGETS):
         if not (calibrates and 0.0 <= budget <= 1.0):
             recognizer.decision(budget=budget)
-    corpus = load_split(config, split)
-    errors = check_against(corpus, against) if against else None
-    baseline = read_baseline(against) if against else None
-    run = partial(evaluate, corpus=corpus, execution="compacted", config=config.evaluation, batching=config.batching)
+    begun = begin_sweep(recognizer, config, split, against)
     if calibrates:
-        calibration = calibrate(lambda beta: run(recognizer, decide=recognizer.decision(beta)), config)
+        calibration = calibrate(lambda beta: begun.evaluate(recognizer.decision(beta)), config)
         recognizer.config = replace(recognizer.config, calibration=calibration)
         recognizer.save(workdir / "model")
-        log(f"calibrated on {corpus.name}: {len(calibration.thresholds)} thresholds, written to {workdir / 'model'}")
+        count, where = len(calibration.thresholds), workdir / "model"
+        log(f"calibrated on {begun.corpus.name}: {count} thresholds, written to {where}")
     points = []
     for budget in sorted(set(map(float, checked))):
         decide = recognizer.decision(budget=budget)
-        result = run(recognizer, decide=decide)
+        result = begun.evaluate(decide)
         beta = float(decide.beta) if isinstance(decide, Threshold) else None
-        point = sweep_point(result, recognizer.gate_names, beta=beta, budget=budget, against=errors)
+        point = sweep_point(result, recognizer.gate_names, beta=beta, budget=budget, against=begun.errors)
         log(f"budget {budget:g}: WER {point.wer:.2f}, {point.encoder_share:.3f} of the encoder's FLOPs")
         points.append(point)
-    return write_points(recognizer, config, split, points, baseline, sweep_file(workdir, split, tag, "budget"), tag)
+    return write_points(
+        recognizer, config, split, points, begun.baseline, sweep_file(workdir, split, tag, "budget"), tag
+    )
 
 
 def calibrate(evaluate_at: Callable[[float], Evaluation], config: ExperimentConfig) -> Calibration:

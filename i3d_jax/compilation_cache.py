@@ -23,13 +23,14 @@ def keep_programs() -> None:
     settings = jax.config.values
     if settings["jax_compilation_cache_dir"] is not None or not settings["jax_enable_compilation_cache"]:
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "i3d_jax" / "programs" / _processor()
+    folder: Path | str = "~/.cache"
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")  # RuntimeError: a user without home
+        folder = cache / "i3d_jax" / "programs" / _processor()
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         print(f"compiled programs are not kept: {folder} cannot be written ({type(error).__name__})", file=sys.stderr)
         jax.config.update("jax_enable_compilation_cache", False)  # said once
         return

@@ -1,16 +1,19 @@
 """The sweep of a run over thresholds: evaluated on a split, written as a table and a figure."""
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from etils import epath
 
 from i3d_jax.analysis.plots import plot_sweeps
 from i3d_jax.analysis.sweep import Baseline, Sweep, SweepPoint, read_baseline, read_sweep, sweep_points, write_sweep
+from i3d_jax.data.corpora import Corpus
 from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.evaluation import Evaluation, evaluate
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.report import report_meta
+from i3d_jax.inference.scoring import UtteranceErrors
+from i3d_jax.model.gates import Decision
 from i3d_jax.progress import log
 from i3d_jax.split_evaluation import check_against, load_split
 
@@ -18,6 +21,39 @@ from i3d_jax.split_evaluation import check_against, load_split
 def sweep_file(workdir: epath.Path, split: str, tag: str = "", kind: str = "sweep") -> epath.Path:
     """Where a sweep writes its table, one over budgets with the kind ``budget``; the figure lies beside it."""
     return workdir / "eval" / f"{kind}-{tag}{split.replace('/', '_')}.json"
+
+
+class BegunSweep(NamedTuple):
+    """What every sweep begins with.
+
+    Attributes:
+      corpus: of the split.
+      evaluate: a decision to its evaluation there, with the execution ``compacted``.
+      errors: of the evaluation that is compared with, if any, in the order of the corpus.
+      baseline: its row.
+    """
+
+    corpus: Corpus
+    evaluate: Callable[[Decision], Evaluation]
+    errors: UtteranceErrors | None
+    baseline: Baseline | None
+
+
+def begin_sweep(recognizer: Recognizer, config: ExperimentConfig, split: str, against: epath.Path | None) -> BegunSweep:
+    """Load the split, and what is compared with.
+
+    Raises:
+      FileNotFoundError: no such split, or no evaluation in ``against``.
+      ValueError: it cannot be evaluated, or ``against`` holds other utterances.
+    """
+    corpus = load_split(config, split)
+
+    def run(decide: Decision) -> Evaluation:
+        return evaluate(recognizer, corpus, decide, "compacted", config.evaluation, config.batching)
+
+    if against is None:
+        return BegunSweep(corpus, run, None, None)
+    return BegunSweep(corpus, run, check_against(corpus, against), read_baseline(against))
 
 
 def sweep_run(
@@ -54,13 +90,10 @@ def sweep_run(
         recognizer.decision(threshold)
     if not thresholds and split not in ("dev", "train"):
         thresholds = _thresholds_of_dev(sweep_file(workdir, "dev"), split)
-    corpus = load_split(config, split)
-    errors = check_against(corpus, against) if against else None
-    baseline = read_baseline(against) if against else None
+    begun = begin_sweep(recognizer, config, split, against)
 
     def evaluate_at(threshold: float) -> Evaluation:
-        run = partial(evaluate, config=config.evaluation, batching=config.batching)
-        result = run(recognizer, corpus, recognizer.decision(threshold), "compacted")
+        result = begun.evaluate(recognizer.decision(threshold))
         log(f"beta {threshold:g}: WER {result.score.wer:.2f}, {result.executed_layers:.2f} layers")
         return result
 
@@ -70,9 +103,9 @@ def sweep_run(
         thresholds=thresholds,
         beta=gates.threshold,
         local=gates.predictor == "local",
-        against=errors,
+        against=begun.errors,
     )
-    return write_points(recognizer, config, split, points, baseline, sweep_file(workdir, split, tag), tag)
+    return write_points(recognizer, config, split, points, begun.baseline, sweep_file(workdir, split, tag), tag)
 
 
 def write_points(

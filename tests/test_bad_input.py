@@ -50,8 +50,11 @@ def run(tmp_path):
         (np.array([0.0, 20000.0]), 16000, "samples reach 20000, expected"),
         (np.zeros(16000, np.int16), 16000, "samples must be a float array"),
         (np.zeros((7, 16000)), 16000, "samples must be a float array"),
-        (np.zeros(16000), 1, "sample_rate=1: expected a rate in Hz, from 1000 to 1000000"),
+        (np.zeros(16000), 1, "sample_rate=1: expected a rate in Hz, whole, from 1000 to 1000000"),
         (np.zeros(16000), float("nan"), "sample_rate=nan: expected a rate"),
+        (np.zeros(16000), 44100.0, "sample_rate=44100.0: expected a rate in Hz, whole"),
+        ((np.zeros(16000) for _ in range(2)), 16000, "audio is of type generator: give a path, samples, or a list"),
+        (b"a.flac", None, "audio is of type bytes: give a path"),
     ],
 )
 def test_bad_samples(asr, samples, rate, message):

@@ -103,7 +103,7 @@ def test_a_calibration_keeps_to_the_budget_at_every_larger_threshold():
 
 
 def test_what_has_no_budget_is_refused_at_once(global_run, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("i3d_jax.budget_sweep.evaluate", lambda *_, **__: pytest.fail("evaluated before the check"))
+    monkeypatch.setattr("i3d_jax.threshold_sweep.evaluate", lambda *_, **__: pytest.fail("evaluated before the check"))
     asr, config = load(global_run), load_saved_config(global_run / "config.json")
     with pytest.raises(ValueError, match="budget=1.2 is not a share"):
         sweep_budgets(asr, config, global_run, "dev", (0.5, 1.2))

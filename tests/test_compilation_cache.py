@@ -49,3 +49,12 @@ def test_a_place_that_cannot_be_written_is_told_once(tmp_path):
     hits, folder, errors = run(home)
     assert (hits, folder) == (0, "None")
     assert errors.count("compiled programs are not kept") == 1
+
+
+def test_a_user_without_a_home_is_told_and_goes_on(tmp_path):
+    code = "from pathlib import Path\nPath.home = classmethod(lambda cls: Path('~nobody-at-all').expanduser())\n" + CODE
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XDG_"))} | {"JAX_PLATFORMS": "cpu"}
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == ["0", "None"]
+    assert process.stderr.count("compiled programs are not kept") == 1

@@ -55,11 +55,11 @@ def check_samples(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     """Samples [S] from a caller, as float32.
 
     Raises:
-      ValueError: not a float array of one axis, NaN or infinite values, values far outside [-1, 1], or a rate in Hz
-        outside 1000 to 1000000.
+      ValueError: not a float array of one axis, NaN or infinite values, values far outside [-1, 1], or a rate that is
+        not a whole number of Hz from 1000 to 1000000.
     """
-    if not _SLOWEST <= sample_rate <= _FASTEST:
-        raise ValueError(f"sample_rate={sample_rate}: expected a rate in Hz, from {_SLOWEST} to {_FASTEST}")
+    if not isinstance(sample_rate, int | np.integer) or not _SLOWEST <= sample_rate <= _FASTEST:
+        raise ValueError(f"sample_rate={sample_rate!r}: expected a rate in Hz, whole, from {_SLOWEST} to {_FASTEST}")
     samples = np.asarray(samples)
     if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"samples must be a float array [S] in [-1, 1], got {samples.dtype} {samples.shape}")
@@ -105,17 +105,6 @@ def audio_info(path: str | PathLike[str]) -> tuple[int, int]:
             return header_info(handle, str(file))
     except OSError as error:
         raise unreadable(file, error) from error
-
-
-def audio_seconds(path: str | PathLike[str]) -> float:
-    """Length in seconds, from the header.
-
-    Raises:
-      FileNotFoundError: no such file.
-      AudioError: see `audio_info`.
-    """
-    samples, rate = audio_info(path)
-    return samples / rate
 
 
 def header_info(handle: BinaryIO, file: str) -> tuple[int, int]:

@@ -25,6 +25,9 @@ from i3d_jax.model.encoder import Params
 from i3d_jax.model.params import flatten, unflatten
 from i3d_jax.schema import from_dict, to_dict
 
+DTYPES = ("float32", "float16")
+"""Of the parameters in a bundle."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -44,7 +47,7 @@ class Calibration:
         if not self.thresholds:
             raise ValueError(
                 "a budget for local gate predictors needs a calibration: run eval.py RUN --split=dev --sweep-budget, "
-                "or Recognizer.calibrate(...) on audio like that to come"
+                "which writes it into the model of the run"
             )
         within = 1.0  # closes everything
         for threshold, share in zip(reversed(self.thresholds), reversed(self.shares), strict=True):
@@ -95,8 +98,10 @@ def save_bundle(bundle: Bundle, path: str | epath.Path, dtype: str = "float32") 
     The folder is written aside and renamed, so that it is whole or absent; an existing bundle is replaced.
 
     Raises:
-      ValueError: the folder holds something else than a bundle.
+      ValueError: the folder holds something else than a bundle, or the type is another one.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: expected {' or '.join(DTYPES)}")
     path = epath.Path(path)
     if path.exists() and not (path / "recognizer.json").exists() and any(path.iterdir()):
         raise ValueError(f"{path} holds something that is not a model bundle; choose another folder or empty it")

@@ -25,6 +25,7 @@ from i3d_jax.model.encoder import (
     Execute,
     LayerFns,
     Params,
+    check_boolean,
     compacted,
     conditional,
     encode_layer,
@@ -48,6 +49,11 @@ def best_execution(rows: int, predictor: str) -> Execution:
     if rows == 1:
         return "conditional"
     return "masked" if predictor == "none" else "compacted"
+
+
+def unknown_execution(execution: str) -> ValueError:
+    """The error of an execution that there is none of."""
+    return ValueError(f"execution {execution!r} is unknown: choose one of {', '.join(EXECUTIONS)}")
 
 
 class Recognition(NamedTuple):
@@ -230,30 +236,38 @@ class Pipeline:
             finish=jax.jit(finish),
         )
 
+    def unstacks(self, execution: Execution) -> bool:
+        """Whether an execution loops over unstacked layers.
+
+        A scan would copy the parameters of skipped layers too, which only a CPU feels; others compile less.
+        """
+        return execution == "eager" or (execution == "conditional" and self._platform == "cpu")
+
     def program(self, execution: Execution, params: Params) -> Callable[[Array, Array, Decision], Recognition]:
         """The function (waveform [B, S], num_samples [B], decide) -> Recognition of an execution.
+
+        Where it `unstacks`, parameters that are unstacked already (`Encoder.unstack`) are taken as they are.
 
         Raises:
           ValueError: unknown execution.
         """
+        if self.unstacks(execution):
+            params = self.model.encoder.unstack(params)
         match execution:
             case "masked":
                 return partial(self.masked, params)
             case "conditional":
-                # A scan would copy the parameters of skipped layers too, which only a CPU feels; others compile less.
-                return partial(
-                    self.conditional, self.model.encoder.unstack(params) if self._platform == "cpu" else params
-                )
+                return partial(self.conditional, params)
             case "compacted":
                 return partial(self.compacted, params)
             case "eager":
                 return EagerProgram(self, params)
-        raise ValueError(f"execution {execution!r} is unknown: choose one of {', '.join(EXECUTIONS)}")
+        raise unknown_execution(execution)
 
 
 class EagerProgram:
     """The host loop: gates are read back (once for the global predictor, once a layer for local ones), and only open
-    blocks are dispatched. Parameters are unstacked once, here.
+    blocks are dispatched. Parameters that are still stacked are unstacked once, here.
 
     ``blocks`` holds one compiled function for each branch, ``(params, x, context) -> x + branch(x)``; what is not
     called there is not computed.
@@ -263,7 +277,7 @@ class EagerProgram:
         """Unstack the parameters and bind the compiled pieces."""
         self.model = pipeline.model
         encoder = self.model.encoder
-        unstacked = encoder.unstack(params)
+        unstacked = dict(encoder.unstack(params))
         self._layers = unstacked.pop("layers")
         self._local = encoder.gates.predictor == "local"
         self._predictors = unstacked.pop("predictor") if self._local else ()
@@ -336,5 +350,10 @@ class EagerProgram:
 def execute_eager(
     branch: Callable[[jax.Array, Context], jax.Array], x: jax.Array, gate: Array, context: Context
 ) -> jax.Array:
-    """Call the block, residual included, or do not call it; gate [1] is on the host."""
+    """Call the block, residual included, or do not call it; gate [1] is on the host.
+
+    Raises:
+      TypeError: the gate is not boolean.
+    """
+    check_boolean(gate, "eager")
     return branch(x, context) if gate[0] else x

@@ -58,6 +58,13 @@ def mean_gates(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(gates).mean(axis=0, dtype=np.float32), np.stack(probabilities).mean(axis=0, dtype=np.float32)
 
 
+def one_window(samples: np.ndarray, plan: WindowPlan) -> tuple[np.ndarray, np.ndarray]:
+    """A window [n] as the batch that all windows of the plan are: waveform [1, length], num_samples [1]."""
+    waveform = np.zeros((1, plan.length), np.float32)
+    waveform[0, : len(samples)] = samples
+    return waveform, np.array([len(samples)], np.int32)
+
+
 def transcribe_stream(
     recognizer: "Recognizer",
     blocks: Iterable[np.ndarray],
@@ -120,10 +127,8 @@ class _Hearing:
         """What is recognised in each window."""
         for window in cut_windows(blocks, self._plan):
             begun = time.perf_counter()
-            padded = np.zeros((1, self._plan.length), np.float32)
-            padded[0, : len(window.samples)] = window.samples
-            length = np.array([len(window.samples)], np.int32)
-            recognition = self._recognizer.recognize(padded, length, self._decide, self._execution)
+            batch = one_window(window.samples, self._plan)
+            recognition = self._recognizer.recognize(*batch, self._decide, self._execution)
             frames = self._recognizer.model.num_encoder_frames(int(recognition.num_frames[0]))
             path, margin = (np.asarray(x[0, :frames]) for x in (recognition.path, recognition.blank_margin))
             self.gates.append(np.asarray(recognition.gates[0]))

@@ -1,8 +1,8 @@
 """The Python door: a trained model that turns audio into text."""
 
-import os
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, overload
 
@@ -12,15 +12,23 @@ from etils import epath
 
 from i3d_jax.allocator import keep_freed_memory_on_cpu
 from i3d_jax.audio.frontend import GlobalStats, num_frames
-from i3d_jax.audio.io import audio_info
 from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
-from i3d_jax.inference.execution import Execution, Pipeline, Recognition, best_execution
+from i3d_jax.inference.execution import (
+    EXECUTIONS,
+    Execution,
+    Pipeline,
+    Recognition,
+    best_execution,
+    unknown_execution,
+)
+from i3d_jax.inference.long_audio import one_window
 from i3d_jax.inference.transcription import (
     Audio,
     Transcription,
     alone,
+    checked_length,
     open_audio,
     transcribe_many,
     transcribe_one,
@@ -65,6 +73,7 @@ class Recognizer:
     @params.setter
     def params(self, params: Params) -> None:
         self._params = params
+        self._unstacked: Params | None = None
         self._programs: dict[tuple[Execution, bool], Any] = {}
 
     @cached_property
@@ -118,7 +127,10 @@ class Recognizer:
         program = self._programs.get((execution, split))
         if program is None:
             pipeline = self.split if split and self.split is not None else self.pipeline
-            program = self._programs[execution, split] = pipeline.program(execution, self.params)
+            params = self.params
+            if pipeline.unstacks(execution):  # once, for all executions that do
+                params = self._unstacked = self._unstacked or self.model.encoder.unstack(params)
+            program = self._programs[execution, split] = pipeline.program(execution, params)
         recognition: Recognition = fetch(program(waveform, num_samples, decide))
         return recognition
 
@@ -210,7 +222,8 @@ class Recognizer:
           execution: see `inference.execution`; None takes the fastest.
           threshold: beta of Eqs. 10 and 11; None takes the model's own.
           budget: share of the FLOPs of all gated blocks, 0 to 1, instead of a threshold; see `decision`.
-          decide: any other decision of ``model.gates``; excludes ``threshold`` and ``budget``.
+          decide: any other decision of ``model.gates``; excludes ``threshold`` and ``budget``. One with float gates
+            needs ``execution="masked"``.
           window_seconds: length of the windows, 1 to 480; None takes the model's own (``config.window_seconds``).
           overlap_seconds: that neighbouring windows share, 0.4 to half a window; None takes a quarter of a window, 4 s
             at most.
@@ -219,9 +232,14 @@ class Recognizer:
         Raises:
           ValueError: bad threshold, budget, execution, window or overlap, damaged audio, samples without a rate or
             outside [-1, 1], or audio too short for one encoder frame; of a list nothing has been recognised then where
-            the fault shows in the head of a file.
+            the fault shows in the head of a file or in samples.
+          TypeError: float gates in an execution other than ``masked``.
           FileNotFoundError: no such file.
         """
+        if execution is not None and execution not in EXECUTIONS:
+            raise unknown_execution(execution)
+        if isinstance(audio, Iterator | bytes):
+            raise ValueError(f"audio is of type {type(audio).__name__}: give a path, samples, or a list of these")
         if decide is not None and (threshold is not None or budget is not None):
             raise ValueError("give either threshold or budget, or decide")
         decide = self.decision(threshold, budget) if decide is None else decide
@@ -232,8 +250,7 @@ class Recognizer:
             opened = open_audio(self, audio, sample_rate, plan)
             return transcribe_one(self, opened, plan, decide, execution, show_progress)
         for each in audio:
-            if isinstance(each, str | os.PathLike):
-                audio_info(each)
+            checked_length(self, each, sample_rate)
         every = (open_audio(self, each, sample_rate, plan) for each in audio)
         return transcribe_many(self, every, plan, decide, execution, show_progress)
 
@@ -244,22 +261,27 @@ class Recognizer:
         threshold: float | None = None,
         budget: float | None = None,
     ) -> float:
-        """Compile what `transcribe` needs for single utterances of these lengths, or of a window; returns its seconds.
+        """Compile what `transcribe` needs for single recordings of these lengths; returns its seconds.
 
+        Anything longer than the model's window needs the program of its windows; so does a call without lengths.
         Programs found in the compilation cache are loaded from there. Give a budget if one will be given.
         """
         begun = time.perf_counter()
         decide = self.decision(threshold, budget)
-        for length in seconds or (self.config.window_seconds,):
-            silence = np.zeros(max(round(length * self.config.sample_rate), 1), np.float32)
-            self.recognize(*alone(silence), decide, execution or self.best_execution(rows=1))
+        window = self.config.window_seconds
+        plan = plan_windows(window, default_overlap(window), self.config.sample_rate)
+        for length in seconds or (math.inf,):
+            samples = round(min(length, 2 * window) * self.config.sample_rate)
+            silence = np.zeros(min(max(samples, 1), plan.length), np.float32)
+            batch = alone(silence) if samples <= plan.length else one_window(silence, plan)
+            self.recognize(*batch, decide, execution or self.best_execution(rows=1))
         return time.perf_counter() - begun
 
     def save(self, path: str | epath.Path, dtype: str = "float32") -> None:
         """Write a bundle, whole or not at all; ``dtype="float16"`` halves it. An existing bundle is replaced.
 
         Raises:
-          ValueError: the folder holds something else than a bundle.
+          ValueError: the folder holds something else than a bundle, or the type is another one.
         """
         save_bundle(Bundle(self.config, self.params, self.tokenizer, self.stats), path, dtype)
 

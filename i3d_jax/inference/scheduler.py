@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from i3d_jax.inference.execution import Execution, Recognition, Start
+from i3d_jax.model.encoder import check_boolean
 from i3d_jax.model.gates import Decision, Fixed
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def recognize_batches(
     Yields:
       (indices, recognition): row r of the recognition is utterance ``indices[r]``, rows beyond them are fillers. Every
       utterance comes once, in no particular order.
+
+    Raises:
+      TypeError: float gates in an execution other than ``masked``.
     """
     waiting: dict[tuple[int, ...], list[tuple[np.ndarray, Start]]] = {}
     for work in batches:
@@ -80,6 +84,7 @@ def _regrouped(
         np.concatenate([np.asarray(getattr(start, name)) for _, start in begun], axis=1)
         for name in ("gates", "probabilities")
     )
+    check_boolean(gates, "compacted")
     order = by_pattern(np.swapaxes(gates[:, rows], 0, 1))
     for first in range(0, len(order), size):
         chosen = order[first : first + size]

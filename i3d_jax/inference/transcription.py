@@ -61,12 +61,10 @@ class Opened(NamedTuple):
     """Audio before it is recognised.
 
     Attributes:
-      source: what errors call it.
       num_samples: at the model's rate.
       blocks: [n] float32 samples each; one block if it is no longer than a window.
     """
 
-    source: str
     num_samples: int
     blocks: Iterable[np.ndarray]
 
@@ -90,6 +88,29 @@ def alone(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return padded([waveform], 1)
 
 
+def checked_length(recognizer: "Recognizer", audio: Audio, sample_rate: int | None) -> int:
+    """What `open_audio` refuses, but for damage behind the head of a file; returns samples at the model's rate.
+
+    Raises:
+      ValueError: see `Recognizer.transcribe`.
+      FileNotFoundError: no such file.
+    """
+    rate, source = recognizer.config.sample_rate, "the samples"
+    if isinstance(audio, str | os.PathLike):
+        source = str(audio)
+        if sample_rate is not None:
+            raise ValueError(f"{audio}: a file states its own rate; sample_rate is for samples")
+        length = resampled_length(*audio_info(audio), rate)
+    else:
+        if sample_rate is None:
+            raise ValueError("samples need sample_rate=...")
+        length = resampled_length(len(check_samples(audio, sample_rate)), sample_rate, rate)
+    if recognizer.model.num_encoder_frames(int(num_frames(recognizer.config.frontend, length))) < 1:
+        seconds = length / rate
+        raise ValueError(f"{source}: {seconds:.3f} s of audio are too short to recognise; give at least 0.1 s")
+    return length
+
+
 def open_audio(recognizer: "Recognizer", audio: Audio, sample_rate: int | None, plan: WindowPlan) -> Opened:
     """Check audio, and read it if it is no longer than a window.
 
@@ -98,22 +119,11 @@ def open_audio(recognizer: "Recognizer", audio: Audio, sample_rate: int | None, 
       FileNotFoundError: no such file.
     """
     rate = recognizer.config.sample_rate
+    length = checked_length(recognizer, audio, sample_rate)
     if isinstance(audio, str | os.PathLike):
-        if sample_rate is not None:
-            raise ValueError(f"{audio}: a file states its own rate; sample_rate is for samples")
-        length = resampled_length(*audio_info(audio), rate)
-        opened = Opened(
-            str(audio), length, stream_audio(audio, rate) if length > plan.length else [read_audio(audio, rate)]
-        )
-    else:
-        if sample_rate is None:
-            raise ValueError("samples need sample_rate=...")
-        waveform = resample(check_samples(audio, sample_rate), sample_rate, rate)
-        opened = Opened("the samples", len(waveform), [waveform])
-    if recognizer.model.num_encoder_frames(int(num_frames(recognizer.config.frontend, opened.num_samples))) < 1:
-        seconds = opened.num_samples / rate
-        raise ValueError(f"{opened.source}: {seconds:.3f} s of audio are too short to recognise; give at least 0.1 s")
-    return opened
+        return Opened(length, stream_audio(audio, rate) if length > plan.length else [read_audio(audio, rate)])
+    assert sample_rate is not None
+    return Opened(length, [resample(np.asarray(audio, np.float32), sample_rate, rate)])
 
 
 def transcribe_one(

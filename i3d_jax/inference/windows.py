@@ -81,13 +81,11 @@ class Piece(NamedTuple):
     Attributes:
       start_frame, end_frame: of the recording; pieces adjoin.
       tokens: [U] int32.
-      token_frames: [U] int32 frame of the recording in which each token was emitted first.
     """
 
     start_frame: int
     end_frame: int
     tokens: np.ndarray
-    token_frames: np.ndarray
 
 
 class _Runs(NamedTuple):
@@ -166,11 +164,11 @@ def merge(windows: Iterable[HeardWindow], overlap_frames: int) -> Iterator[Piece
         else:
             cut = _choose_cut(before, window, overlap_frames, left)
             taken, begin = _split(kept, runs, cut, window.first_frame, _end(before))
-            yield Piece(left, cut, *kept.part(slice(taken)))
+            yield Piece(left, cut, kept.tokens[:taken])
             runs, left = runs.part(slice(begin, None)), cut
         before, kept = window, runs
     if before is not None:
-        yield Piece(left, _end(before), *kept)
+        yield Piece(left, _end(before), kept.tokens)
 
 
 def _end(window: HeardWindow) -> int:

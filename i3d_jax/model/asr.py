@@ -109,7 +109,7 @@ class ASRModel:
           features: normalised log-mel features.
           mask: valid feature frames.
           decide: a decision of ``model.gates``.
-          execute: ``masked`` or ``conditional``.
+          execute: ``masked``, ``conditional`` or ``compacted``.
           gate_keys: [B], of random decisions.
           dropout_keys: [B]; None switches dropout off.
           taps: numbers of layers whose outputs go through the CTC head too (InterCTC, arXiv 2102.03216).

@@ -102,6 +102,12 @@ def masked(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax
     return (x + gate * y.astype(gate.dtype)).astype(x.dtype)
 
 
+def check_boolean(gates: Array, execution: str) -> None:
+    """Raises TypeError unless the gates are boolean: a float gate never skips."""
+    if gates.dtype != jnp.bool_:
+        raise TypeError(f"{execution} execution needs boolean gates, got {gates.dtype}: float gates need masked")
+
+
 def conditional(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax.Array:
     """Skip the branch inside the compiled program when no row wants it.
 
@@ -109,8 +115,7 @@ def conditional(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -
       TypeError: the gate is not boolean; a float gate never skips.
     """
     gate = jnp.asarray(gate)
-    if gate.dtype != jnp.bool_:
-        raise TypeError(f"conditional execution needs boolean gates, got {gate.dtype}")
+    check_boolean(gate, "conditional")
     return jax.lax.cond(jnp.any(gate), lambda x: masked(branch, x, gate, context), lambda x: x, x)
 
 
@@ -140,8 +145,7 @@ def compacted(branch: BranchFn, x: jax.Array, gate: Array, context: Context, *, 
       TypeError: the gate is not boolean.
     """
     gate = jnp.asarray(gate)
-    if gate.dtype != jnp.bool_:
-        raise TypeError(f"compacted execution needs boolean gates, got {gate.dtype}")
+    check_boolean(gate, "compacted")
     batch, frames = x.shape[:2]
     gate = gate & jnp.any(context.mask, axis=1)  # a row that only fills the batch needs nothing
     size = rows_at_once(batch, frames, frames_at_once)
@@ -248,8 +252,12 @@ class Encoder:
     def unstack(self, params: Params) -> Params:
         """The same parameters with ``layers``, and local predictors, as tuples of one tree a layer.
 
-        Not for use within a program: they pass through the host, where slices need no compilation.
+        Such ones are returned as they are. Not for use within a program: they pass through the host, where slices need
+        no compilation.
         """
+
+        if isinstance(params["layers"], tuple):
+            return params
 
         def apart(tree: Any) -> tuple[Any, ...]:
             tree = jax.tree.map(np.asarray, tree)

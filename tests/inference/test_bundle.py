@@ -111,3 +111,10 @@ def test_a_save_after_one_that_was_killed_replaces_the_bundle(copy):
     recognizer(["AB"]).save(copy)
     assert i3d_jax.load(copy).tokenizer.vocab_size == 6
     assert [p.name for p in copy.parent.iterdir()] == ["copy"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_type_that_cannot_be_read_back_is_refused(copy, tmp_path, dtype):
+    with pytest.raises(ValueError, match=f"dtype='{dtype}': expected float32 or float16"):
+        i3d_jax.load(copy).save(tmp_path / "other", dtype)
+    assert not (tmp_path / "other").exists()

@@ -106,7 +106,6 @@ def merged(windows, overlap=OVERLAP):
         assert before.end_frame == after.start_frame
     for piece, window in zip(pieces, windows, strict=True):
         assert window.first_frame <= piece.start_frame <= piece.end_frame <= window.first_frame + len(window.path)
-        assert len(piece.tokens) == len(piece.token_frames)
     return np.concatenate([piece.tokens for piece in pieces]).tolist()
 
 
