@@ -1,4 +1,4 @@
-"""Training and evaluation steps trace, and those of LibriSpeech-100 lower for TPU, CUDA and CPU; nothing is compiled."""
+"""Training and evaluation steps trace, those of LibriSpeech-100 lower for TPU, CUDA and CPU; nothing is compiled."""
 
 import re
 from pathlib import Path
