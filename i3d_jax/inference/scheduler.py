@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from i3d_jax.inference.execution import Execution, Recognition, Start
-from i3d_jax.model.gates import Decision, Fixed
+from i3d_jax.inference.pattern import Decisions, decision_of
+from i3d_jax.model.gates import Fixed
 
 if TYPE_CHECKING:
     from i3d_jax.inference.recognizer import Recognizer
@@ -41,7 +42,7 @@ class Work(NamedTuple):
 def recognize_batches(
     recognizer: "Recognizer",
     batches: Iterable[Work],
-    decide: Decision,
+    decide: Decisions,
     execution: Execution,
     *,
     fetch: Callable[[Any], Any] = jax.device_get,
@@ -49,16 +50,19 @@ def recognize_batches(
 ) -> Iterator[tuple[np.ndarray, Recognition]]:
     """Recognise batches, in groups of rows that need not be those of the batches.
 
+    Patterns of single utterances are looked up by ``indices``, and stay with their rows.
+
     Yields:
       (indices, recognition): row r of the recognition is utterance ``indices[r]``, rows beyond them are fillers. Every
       utterance comes once, in no particular order.
     """
     waiting: dict[tuple[int, ...], list[tuple[np.ndarray, Start]]] = {}
     for work in batches:
+        own = decision_of(decide, work.indices, len(work.waveform))
         if not recognizer.regroups(work.waveform.shape, execution):
-            yield work.indices, recognizer.recognize(work.waveform, work.num_samples, decide, execution, fetch)
+            yield work.indices, recognizer.recognize(work.waveform, work.num_samples, own, execution, fetch)
             continue
-        start = recognizer.pipeline.start(recognizer.params, work.waveform, work.num_samples, decide)
+        start = recognizer.pipeline.start(recognizer.params, work.waveform, work.num_samples, own)
         begun = waiting.setdefault(work.waveform.shape, [])
         begun.append((work.indices, start))
         if len(begun) == pool:
