@@ -11,7 +11,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from i3d_jax import files, schema
 from i3d_jax.inference.pattern import Pattern
@@ -130,6 +130,12 @@ def plot_pruning(
             x, wer, color=color, linestyle=line, linewidth=1.2, marker=marker, markersize=4.5,
             markerfacecolor="white", label=split,
         )  # fmt: skip
+    wers = [point.wer for points in curves.values() for point in points]
+    if min(wers) > 0 and max(wers) > 5 * min(wers):  # on a linear axis the useful end would be a flat line
+        left.set_yscale("log")
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        left.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        left.yaxis.set_minor_formatter(NullFormatter())
     left.set_xlabel("Executed layers", fontsize=9)
     left.set_ylabel("WER (%)", fontsize=9)
     left.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))

@@ -142,7 +142,7 @@ class Pruning:
     def gates(self, kept: np.ndarray) -> np.ndarray:
         """Units that are kept, [count] bool, to gates [N, M]."""
         shape = (self.num_layers, len(self.gate_names))
-        return np.broadcast_to(kept[:, None], shape).copy() if self.unit == "layer" else kept.reshape(shape)
+        return np.array(np.broadcast_to(kept[:, None], shape) if self.unit == "layer" else kept.reshape(shape))
 
     def unit_name(self, unit: int) -> str:
         """``layer 3``, or ``ffn 3``: layers count from 1."""
