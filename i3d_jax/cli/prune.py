@@ -7,7 +7,7 @@ on another split, where nothing is chosen. See docs/controls.md.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -44,8 +44,9 @@ class PruneFlags:
     """Finished run, dense or gated."""
     unit: Unit = "layer"
     """What is removed at a time: a ``layer``, or a single ``block`` (self-attention or feed-forward)."""
-    split: str = "dev"
-    """Selection set: ``dev``, ``train``, or any split written as in ``data.dev``. The test split is refused."""
+    split: str | None = None
+    """Selection set: ``dev``, which is the default, ``train``, or any split written as in ``data.dev``. The test split
+    is refused."""
     evaluate: str = ""
     """Evaluate the chosen patterns on this split instead, after the pruning: ``--evaluate=test``."""
 
@@ -54,6 +55,8 @@ def main(argv: list[str]) -> None:
     """Prune, or evaluate what was pruned."""
     flags = parse_flags(argv, PruneFlags, description=__doc__ or "")
     run = epath.Path(flags.run).expanduser()
+    if flags.evaluate and flags.split is not None:
+        raise ValueError("--evaluate evaluates what was chosen and chooses nothing: leave out --split")
     recognizer, config = load(run), load_saved_config(run / "config.json")
     folder = run / "pruning" / flags.unit
     if flags.evaluate:
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> None:
         points = evaluate_depths(recognizer, config, folder, split)
         written = folder / f"curve-{split.replace('/', '_')}.json"
     else:
-        split = split_name(config, flags.split)
+        split = split_name(config, flags.split or "dev")
         points = selection_curve(prune_run(recognizer, config, folder, flags.unit, split))
         written = folder / "pruning.json"
     log(f"\n{format_curve(points)}\n\nwritten: {written}, {written.with_suffix('.png')}, {folder}/depth-*.json")
@@ -96,8 +99,8 @@ def prune_run(
         if not pruning.is_finished:
             if pruning.steps:
                 log(f"going on after {len(pruning.steps) - 1} of {pruning.count} removals")
-            pruning = _continue(pruning, EncodedCorpus(recognizer, corpus, config.evaluation, config.batching), table)
-        write_pruning(table, pruning, report_meta(seed=config.seed))
+            encoded = EncodedCorpus(recognizer, corpus, config.evaluation, config.batching)
+            pruning = _continue(pruning, encoded, table, report_meta(seed=config.seed))
         for pattern in pruning.patterns():
             write_pattern(folder / f"depth-{pattern.executed_layers:g}.json", pattern)
         title = f"{pruning.model}, pruned {unit} by {unit} on {split}"
@@ -105,7 +108,7 @@ def prune_run(
     return pruning
 
 
-def _continue(pruning: Pruning, encoded: EncodedCorpus, table: epath.Path) -> Pruning:
+def _continue(pruning: Pruning, encoded: EncodedCorpus, table: epath.Path, meta: dict[str, Any]) -> Pruning:
     done, total = pruning.evaluations
     with ProgressMeter(total, f"pruning {pruning.unit}s", initial=done, unit="evaluations") as meter:
 
@@ -116,7 +119,7 @@ def _continue(pruning: Pruning, encoded: EncodedCorpus, table: epath.Path) -> Pr
 
         for step in prune(pruning.count, evaluate, pruning.steps):
             pruning = pruning.with_step(step)
-            write_pruning(table, pruning, {})
+            write_pruning(table, pruning, meta)
             left = pruning.patterns()[-1].executed_layers
             what = "whole" if step.unit is None else f"without {pruning.unit_name(step.unit)}"
             meter.write(f"{left:g} layers, {what}: WER {step.cost.wer:.2f}, CER {step.cost.cer:.2f}")
