@@ -18,6 +18,7 @@ from i3d_jax.analysis.sweep import format_sweep
 from i3d_jax.budget_sweep import sweep_budgets
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
 from i3d_jax.inference.execution import Execution
+from i3d_jax.inference.pattern import read_pattern
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.report import format_table
 from i3d_jax.inference.scoring import compare
@@ -54,6 +55,9 @@ class EvalFlags:
     budget: float | None = None
     """Share of the FLOPs of all gated blocks, 0 to 1, instead of a threshold: for a global predictor a bound for each
     utterance, for local ones an average, which ``--split=dev --sweep-budget`` calibrates."""
+    pattern: str = ""
+    """Pattern file (docs/controls.md) whose blocks are executed for every utterance, whatever the gates say; excludes
+    thresholds, budgets and sweeps."""
     sweep_budget: tuple[float, ...] | None = None
     """Evaluate these budgets, ``--sweep-budget=0.4,0.6``; without values 0.3 to 1.0. Writes
     ``RUN/eval/budget-<split>.{json,png}``."""
@@ -73,6 +77,13 @@ def main(argv: list[str]) -> None:
     split = split_name(config, flags.split)
     tag = _tag(flags.data) if flags.data else ""
     against = epath.Path(flags.against).expanduser() if flags.against else None
+    pattern = None
+    if flags.pattern:
+        given = (flags.threshold, flags.budget, flags.sweep_threshold, flags.sweep_budget)
+        if any(option is not None for option in given):
+            raise ValueError(f"--pattern={flags.pattern} fixes the gates: leave out thresholds, budgets and sweeps")
+        layers, names = config.model.encoder.num_layers, recognizer.gate_names
+        pattern = read_pattern(epath.Path(flags.pattern).expanduser(), layers, names)
     sweeps = [option is not None for option in (flags.sweep_threshold, flags.sweep_budget)]
     if any(sweeps):
         if all(sweeps) or (flags.threshold, flags.budget, flags.execution) != (None, None, None):
@@ -85,16 +96,17 @@ def main(argv: list[str]) -> None:
             table = sweep_file(run, split, tag, "budget")
         log(f"\n{format_sweep(sweep)}\n\nwritten: {table}, {table.with_suffix('.png')}")
         return
-    execution = flags.execution or recognizer.best_execution(rows=2)
-    folder = evaluation_folder(run, split, execution, flags.threshold, flags.budget, tag)
+    # A pattern skips in dense models too, of which the fastest execution otherwise skips nothing.
+    execution = flags.execution or ("compacted" if pattern else recognizer.best_execution(rows=2))
+    folder = evaluation_folder(run, split, execution, flags.threshold, flags.budget, tag, pattern)
     if against is not None and against.resolve() == folder.resolve():
         raise ValueError(f"--against={flags.against}: this evaluation is written there; name another one")
     rows, stats = evaluate_run(
-        recognizer, config, run, split, (execution,), flags.threshold, flags.budget, tag, against
+        recognizer, config, run, split, (execution,), flags.threshold, flags.budget, tag, against, pattern
     )
     blocks = ", ".join(f"{name} {count:.2f}" for name, count in stats.executed_blocks.items())
     log(f"\n{format_table(rows)}\n\nexecuted blocks: {blocks}; distinct gate patterns: {stats.distinct_patterns}")
-    if config.model.gates.predictor != "none" and stats.is_static:
+    if config.model.gates.predictor != "none" and pattern is None and stats.is_static:
         log("static: the gates are the same for every utterance")
     if against is not None:
         difference = compare(folder, against)

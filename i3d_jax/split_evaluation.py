@@ -9,6 +9,7 @@ from i3d_jax.data.corpora import Corpus, load_corpus
 from i3d_jax.experiment import ExperimentConfig
 from i3d_jax.inference.evaluation import Evaluation, check_lengths, evaluate, real_time_factor
 from i3d_jax.inference.execution import Execution
+from i3d_jax.inference.pattern import Pattern
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.report import Report, ReportRow, report_meta, write_report
 from i3d_jax.inference.scoring import UtteranceErrors, read_errors
@@ -61,9 +62,11 @@ def evaluation_folder(
     threshold: float | None = None,
     budget: float | None = None,
     tag: str = "",
+    pattern: Pattern | None = None,
 ) -> epath.Path:
     """Where ``evaluate_run`` writes one evaluation."""
-    return workdir / "eval" / _file_name(f"{tag}{split}-{execution}", threshold, budget)
+    fixed = f"-pattern{pattern.digest}" if pattern else ""
+    return workdir / "eval" / (_file_name(f"{tag}{split}-{execution}", threshold, budget) + fixed)
 
 
 def spread(recognizer: Recognizer) -> Recognizer:
@@ -82,14 +85,20 @@ def evaluate_run(
     budget: float | None = None,
     tag: str = "",
     against: epath.Path | None = None,
+    pattern: Pattern | None = None,
 ) -> tuple[list[ReportRow], GateStats]:
     """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names.
+
+    A ``pattern`` replaces the decision of the model; it excludes threshold and budget.
 
     Raises:
       FileNotFoundError: no such split, or no evaluation in the folder ``against``.
       ValueError: a bad threshold or budget, or ``against`` holds other utterances; nothing has been evaluated then.
     """
-    decide = recognizer.decision(threshold, budget)  # first: it may be refused
+    if pattern is not None and (threshold is not None or budget is not None):
+        raise ValueError("a pattern says which blocks are executed: give no threshold or budget with it")
+    # First: it may be refused.
+    decide = pattern.decision if pattern else recognizer.decision(threshold, budget)
     corpus = load_split(config, split)
     if against is not None:
         check_against(corpus, against)
@@ -100,11 +109,11 @@ def evaluate_run(
         factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
         row = result.row(recognizer.config.name, execution, split, factor)
         stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
-        folder = evaluation_folder(workdir, split, execution, threshold, budget, tag)
-        _write_evaluation(folder, result, row, stats, config, recognizer.gate_names)
+        folder = evaluation_folder(workdir, split, execution, threshold, budget, tag, pattern)
+        _write_evaluation(folder, result, row, stats, config, recognizer.gate_names, pattern)
         rows.append(row)
     assert stats is not None
-    if config.model.gates.predictor != "none":
+    if config.model.gates.predictor != "none" and pattern is None:
         beta = config.model.gates.threshold if threshold is None else threshold
         title = f"{recognizer.config.name}, {split}" + ("" if budget is None else f", budget {budget:g}")
         picture = workdir / f"{_file_name(f'gates-{tag}{split}', threshold, budget)}.png"
@@ -119,8 +128,11 @@ def _write_evaluation(
     stats: GateStats,
     config: ExperimentConfig,
     gate_names: tuple[str, ...],
+    pattern: Pattern | None,
 ) -> None:
     result.write(folder, gate_names)
     key = f"{row['model']}/{row['split']}"
     meta = report_meta(seed=config.seed) | {"score": result.score.to_dict()}
+    if pattern is not None:
+        meta["pattern"] = pattern.to_dict()
     write_report(folder / "report.json", Report(rows=[row], gates={key: stats.to_dict()}, meta=meta))

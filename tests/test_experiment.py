@@ -68,8 +68,8 @@ def test_docstring_gives_command_paper_and_time(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_gated_configs_derive_from_their_dense_one(path):
     config = load_config(path)
-    if config.model.gates.predictor == "none":
-        assert not config.warm_start.config
+    if not config.warm_start.config:
+        assert config.model.gates.predictor == "none"
         return
     dense = load_config(config.warm_start.config)
     assert dense.model.gates.predictor == "none"
@@ -77,6 +77,16 @@ def test_gated_configs_derive_from_their_dense_one(path):
         assert getattr(config, part) == getattr(dense, part)
     assert config.model.encoder == dense.model.encoder
     assert config.model.subsampling == dense.model.subsampling
+
+
+@pytest.mark.parametrize("finetuned, gated", [("demo_finetuned", "demo"), ("an4_finetuned", "an4_i3d_global")])
+def test_the_fine_tuned_dense_model_differs_from_the_gated_one_by_its_gates_alone(finetuned, gated):
+    ours, theirs = (flatten(to_dict(load_config(f"configs/{name}.py"))) for name in (finetuned, gated))
+    different = {key for key in ours if ours[key] != theirs[key]}
+    assert different - {"warm_start.run"} == {"name", "model.gates.predictor", "loss.utility_weight"}
+    assert (ours["model.gates.predictor"], ours["loss.utility_weight"]) == ("none", 0)
+    # Where the gated run of its default folder keeps the dense model.
+    assert ours["warm_start.run"] == (theirs["warm_start.run"] or f"runs/{gated}/dense")
 
 
 def test_librispeech_configs_state_the_papers_recipe():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import eval as eval_script
@@ -15,6 +16,7 @@ from i3d_jax import threshold_sweep
 from i3d_jax.analysis.sweep import read_sweep
 from i3d_jax.cli import runs as runs_script
 from i3d_jax.experiment import load_config, load_saved_config, save_config
+from i3d_jax.inference.pattern import Pattern, write_pattern
 from i3d_jax.inference.recognizer import load
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.split_evaluation import split_name
@@ -107,6 +109,18 @@ def test_what_cannot_be_swept_or_compared_is_refused_before_anything_is_evaluate
     dense = dataclasses.replace(config, model=dataclasses.replace(config.model, gates=GateConfig()))
     with pytest.raises(ValueError, match="has no gates"):
         sweep_run(load(run), dense, run, "dev")
+
+
+def test_a_pattern_excludes_what_sets_gates_otherwise_and_must_fit(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("i3d_jax.split_evaluation.evaluate", lambda *_, **__: pytest.fail("evaluated before the check"))
+    path = tmp_path / "p.json"
+    write_pattern(path, Pattern(np.ones((6, 2), bool), ("mha", "ffn"), ""))
+    for option in ("--threshold=0.5", "--budget=0.5", "--sweep-threshold", "--sweep-budget"):
+        with pytest.raises(ValueError, match="fixes the gates: leave out thresholds, budgets and sweeps"):
+            eval_script.main([str(run), f"--pattern={path}", option])
+    write_pattern(path, Pattern(np.ones((5, 2), bool), ("mha", "ffn"), ""))
+    with pytest.raises(ValueError, match="p.json: gates.mha: 5 values: expected a list of 6"):
+        eval_script.main([str(run), f"--pattern={path}"])
 
 
 def test_sweeps_of_several_runs_are_drawn_together(run, dev_sweep, tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,14 +12,15 @@ from etils import epath
 
 from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus
+from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.data.loader import Share, iterate_eval
 from i3d_jax.inference.execution import Execution, Recognition
+from i3d_jax.inference.pattern import Decisions, PerUtterance, decision_of
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.scoring import Score, score, write_jsonl, write_trn
 from i3d_jax.inference.transcription import alone
-from i3d_jax.model.gates import Decision
 from i3d_jax.progress import progress
 from i3d_jax.types import Batch
 
@@ -135,7 +136,7 @@ def evaluation_planner(corpus: Corpus, config: EvaluationConfig, batching: Batch
 def evaluate(
     recognizer: Recognizer,
     corpus: Corpus,
-    decide: Decision,
+    decide: Decisions,
     execution: Execution,
     config: EvaluationConfig,
     batching: BatchingConfig,
@@ -150,7 +151,7 @@ def evaluate(
     Args:
       recognizer: the model.
       corpus: what to recognise.
-      decide: gate decision.
+      decide: gate decision, or a pattern for each utterance.
       execution: ``eager`` runs one utterance at a time, the others in batches.
       config: of decoding and scoring.
       batching: threads and batch multiple of the loader.
@@ -160,42 +161,77 @@ def evaluate(
       interactive: progress bar or lines; None asks the terminal.
 
     Raises:
-      ValueError: the corpus is empty, or an utterance is longer than ``config.max_seconds``.
+      ValueError: the corpus is empty, an utterance is longer than ``config.max_seconds``, or patterns are not those
+        of its utterances.
+    """
+    _check(corpus, config)
+    if isinstance(decide, PerUtterance) and len(decide.gates) != len(corpus):
+        raise ValueError(f"{len(decide.gates)} gate patterns for the {len(corpus)} utterances of {corpus.name}")
+    description = f"{corpus.name} {execution}"
+    if execution == "eager":
+
+        def one_by_one() -> Iterator[tuple[np.ndarray, Recognition]]:
+            for index in progress(len(corpus), description, interactive=interactive):
+                indices, (waveform, num_samples) = np.array([index]), alone(corpus.load_audio(index))
+                own = decision_of(decide, indices, 1)
+                yield indices, recognizer.recognize(waveform, num_samples, own, execution, fetch)
+
+        return collect(recognizer, corpus, one_by_one(), execution, config)
+
+    def work() -> Iterator[Work]:
+        batches, total = evaluation_batches(recognizer, corpus, config, batching, share)
+        for planned, batch in progress(batches, description, total=total, interactive=interactive):
+            waveform, num_samples = place((np.asarray(batch.waveform), np.asarray(batch.num_samples)))
+            yield Work(planned.indices, waveform, num_samples)
+
+    results = recognize_batches(recognizer, work(), decide, execution, fetch=fetch)
+    return collect(recognizer, corpus, results, execution, config)
+
+
+def evaluation_batches(
+    recognizer: Recognizer,
+    corpus: Corpus,
+    config: EvaluationConfig,
+    batching: BatchingConfig,
+    share: Share | None = None,
+) -> tuple[Iterator[tuple[PlannedBatch, Batch]], int]:
+    """The batches of an evaluation, as `iterate_eval` gives them, and how many they are.
+
+    Raises:
+      ValueError: as `evaluate`.
+    """
+    _check(corpus, config)
+    rows = math.lcm(batching.batch_multiple, len(recognizer.split.devices) if recognizer.split else 1)
+    planner = evaluation_planner(corpus, config, replace(batching, batch_multiple=rows))
+    empty: list[list[int]] = [[]] * len(corpus)
+    return iterate_eval(corpus, empty, planner, share=share), planner.steps_in_epoch(0)
+
+
+def collect(
+    recognizer: Recognizer,
+    corpus: Corpus,
+    results: Iterable[tuple[np.ndarray, Recognition]],
+    execution: Execution,
+    config: EvaluationConfig,
+) -> Evaluation:
+    """Scores what was recognised of a corpus.
+
+    Args:
+      recognizer: the model.
+      corpus: every utterance of it comes once.
+      results: (indices, recognition): row r of the recognition is utterance ``indices[r]``, rows beyond are fillers.
+      execution: that made them.
+      config: of scoring.
     """
     count = len(corpus)
-    if count == 0:
-        raise ValueError(f"{corpus.name}: no utterances to evaluate")
-    check_lengths(corpus, config)
     hypotheses = [""] * count
     parts: dict[int, tuple[np.ndarray, np.ndarray, float, float]] = {}
-
-    def keep(indices: np.ndarray, recognition: Recognition) -> None:
+    for indices, recognition in results:
         spent, share = recognizer.gflops(recognition, execution), recognizer.encoder_share(recognition)
         gates, probabilities = np.asarray(recognition.gates), np.asarray(recognition.gate_probabilities)
         for row, index in enumerate(indices):
             hypotheses[index] = recognizer.text(recognition, row)
             parts[int(index)] = (gates[row], probabilities[row], float(spent[row]), float(share[row]))
-
-    description = f"{corpus.name} {execution}"
-    if execution == "eager":
-        for index in progress(count, description, interactive=interactive):
-            waveform, num_samples = alone(corpus.load_audio(index))
-            keep(np.array([index]), recognizer.recognize(waveform, num_samples, decide, execution, fetch))
-    else:
-        rows = math.lcm(batching.batch_multiple, len(recognizer.split.devices) if recognizer.split else 1)
-        planner = evaluation_planner(corpus, config, replace(batching, batch_multiple=rows))
-        empty: list[list[int]] = [[]] * count
-        batches = iterate_eval(corpus, empty, planner, share=share)
-        total = planner.steps_in_epoch(0)
-
-        def work() -> Iterator[Work]:
-            for planned, batch in progress(batches, description, total=total, interactive=interactive):
-                assert isinstance(batch, Batch)
-                waveform, num_samples = place((np.asarray(batch.waveform), np.asarray(batch.num_samples)))
-                yield Work(planned.indices, waveform, num_samples)
-
-        for indices, recognition in recognize_batches(recognizer, work(), decide, execution, fetch=fetch):
-            keep(indices, recognition)
     references = [u.text for u in corpus.utterances]
     return Evaluation(
         ids=[u.id for u in corpus.utterances],
@@ -210,8 +246,14 @@ def evaluate(
     )
 
 
+def _check(corpus: Corpus, config: EvaluationConfig) -> None:
+    if not len(corpus):
+        raise ValueError(f"{corpus.name}: no utterances to evaluate")
+    check_lengths(corpus, config)
+
+
 def real_time_factor(
-    recognizer: Recognizer, corpus: Corpus, decide: Decision, execution: Execution, utterances: int
+    recognizer: Recognizer, corpus: Corpus, decide: Decisions, execution: Execution, utterances: int
 ) -> float | None:
     """Compute seconds / audio seconds at batch 1: front end, model and decoding, audio already in memory.
 
@@ -224,9 +266,10 @@ def real_time_factor(
     for index in chosen:
         waveform = corpus.load_audio(int(index))
         padded, num_samples = alone(waveform)
-        recognizer.text(recognizer.recognize(padded, num_samples, decide, execution))
+        own = decision_of(decide, np.array([index]), 1)
+        recognizer.text(recognizer.recognize(padded, num_samples, own, execution))
         start = time.perf_counter()
-        recognizer.text(recognizer.recognize(padded, num_samples, decide, execution))
+        recognizer.text(recognizer.recognize(padded, num_samples, own, execution))
         compute += time.perf_counter() - start
         audio += len(waveform) / corpus.sample_rate
     return compute / audio

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from i3d_jax.inference.execution import Execution, Recognition, Start
+from i3d_jax.inference.pattern import Decisions, decision_of
 from i3d_jax.model.encoder import check_boolean
-from i3d_jax.model.gates import Decision, Fixed
+from i3d_jax.model.gates import Fixed
 
 if TYPE_CHECKING:
     from i3d_jax.inference.recognizer import Recognizer
@@ -42,13 +43,15 @@ class Work(NamedTuple):
 def recognize_batches(
     recognizer: "Recognizer",
     batches: Iterable[Work],
-    decide: Decision,
+    decide: Decisions,
     execution: Execution,
     *,
     fetch: Callable[[Any], Any] = jax.device_get,
     pool: int = POOL,
 ) -> Iterator[tuple[np.ndarray, Recognition]]:
     """Recognise batches, in groups of rows that need not be those of the batches.
+
+    Patterns of single utterances are looked up by ``indices``, and stay with their rows.
 
     Yields:
       (indices, recognition): row r of the recognition is utterance ``indices[r]``, rows beyond them are fillers. Every
@@ -59,10 +62,11 @@ def recognize_batches(
     """
     waiting: dict[tuple[int, ...], list[tuple[np.ndarray, Start]]] = {}
     for work in batches:
+        own = decision_of(decide, work.indices, len(work.waveform))
         if not recognizer.regroups(work.waveform.shape, execution):
-            yield work.indices, recognizer.recognize(work.waveform, work.num_samples, decide, execution, fetch)
+            yield work.indices, recognizer.recognize(work.waveform, work.num_samples, own, execution, fetch)
             continue
-        start = recognizer.pipeline.start(recognizer.params, work.waveform, work.num_samples, decide)
+        start = recognizer.pipeline.start(recognizer.params, work.waveform, work.num_samples, own)
         begun = waiting.setdefault(work.waveform.shape, [])
         begun.append((work.indices, start))
         if len(begun) == pool:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from i3d_jax.inference import execution
+from i3d_jax.inference.pattern import PerUtterance
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.scheduler import Work, by_pattern, recognize_batches
 from tests.trainings import ROOT
@@ -76,6 +77,25 @@ def test_every_utterance_comes_once_with_the_result_it_has_in_its_own_batch(asr,
         np.testing.assert_allclose(row.gate_probabilities, wanted.gate_probabilities, atol=1e-5)
         assert row.num_frames == wanted.num_frames
         np.testing.assert_array_equal(row.tokens[: row.num_tokens], wanted.tokens[: wanted.num_tokens])
+
+
+@pytest.mark.parametrize("chosen, regroups", [("compacted", True), ("conditional", False), ("masked", False)])
+def test_patterns_of_single_utterances_stay_with_them(asr, works, chosen, regroups, monkeypatch):
+    monkeypatch.setattr(execution, "_FRAMES_AT_ONCE", {"cpu": 60})
+    fresh = load(ROOT / "docs" / "demo_model")
+    fresh.params = asr.params
+    patterns = np.random.default_rng(2).random((2 * ROWS + 1, 6, 2)) < 0.6
+    assert fresh.regroups((ROWS, SAMPLES), chosen) == regroups
+    together = by_index(recognize_batches(fresh, works, PerUtterance(patterns), chosen, pool=2))
+    assert sorted(together) == list(range(2 * ROWS + 1))
+    for work in works:
+        for row, index in enumerate(work.indices.tolist()):
+            one = Work(np.array([index]), work.waveform[[row]], work.num_samples[[row]])
+            ((_, alone),) = recognize_batches(fresh, [one], PerUtterance(patterns), "eager")
+            np.testing.assert_array_equal(together[index].gates, patterns[index])
+            np.testing.assert_array_equal(alone.gates[0], patterns[index])
+            count = alone.num_tokens[0]
+            np.testing.assert_array_equal(together[index].tokens[: together[index].num_tokens], alone.tokens[0, :count])
 
 
 @given(hnp.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 3), st.integers(1, 2))))
