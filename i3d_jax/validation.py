@@ -151,6 +151,13 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
             f"loss.utility_weight={config.loss.utility_weight}: there is no gate to close with "
             "model.gates.predictor=none; set the predictor to local or global, or the weight to 0"
         )
+    target = config.loss.utility_target
+    if target is not None and not 0 <= target <= 1:
+        yield f"loss.utility_target={target}: expected a share between 0 and 1, or None"
+    elif target is not None and config.loss.utility_weight == 0 and not any(config.family.lambdas):
+        yield (
+            f"loss.utility_target={target}: expected loss.utility_weight above 0, its weight in the loss, or no target"
+        )
     drop, predictor = config.model.gates.layer_drop.rate, config.model.gates.predictor
     if drop > 0 and predictor != "none":
         yield (

@@ -12,6 +12,7 @@ from i3d_jax.audio.augment import AugmentConfig, spec_augment
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Remat
+from i3d_jax.model.flops import block_costs
 from i3d_jax.model.layers import split_keys
 from i3d_jax.training.losses import LossConfig, LossTotals, loss_totals
 from i3d_jax.types import Array, Batch
@@ -112,7 +113,7 @@ def make_train_step(
             gather=gather,
             remat=config.remat,
         )
-        totals = loss_totals(config.loss, output, batch, member.utility_weight)
+        totals = loss_totals(config.loss, output, batch, member.utility_weight, block_costs(model.config, output.mask))
         return totals.loss / count, totals
 
     def gradients(params: Any, batch: Batch, keys: jax.Array, member: Member) -> tuple[LossTotals, Any]:
