@@ -188,7 +188,7 @@ def _fit(
     if dense:
         start_params = [warm_start(params, dense.params) for params in start_params]
     state = parallel.place(stacked.init_state(start_params, optimizer))
-    step = jit_train_step(config, model, optimizer, stats, parallel, state)
+    step = jit_train_step(config, model, optimizer, stats, parallel, state, total_steps)
     arguments = parallel.replicate(stacked.join([member_of(member.config) for member in family]))
 
     count = sum(leaf.size for leaf in jax.tree.leaves(start_params[0]))

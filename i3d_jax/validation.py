@@ -158,6 +158,14 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
         yield (
             f"loss.utility_target={target}: expected loss.utility_weight above 0, its weight in the loss, or no target"
         )
+    final = config.model.gates.final_temperature
+    if final is not None and final <= 0:
+        yield f"model.gates.final_temperature={final}: expected more than 0, or None"
+    elif final is not None and config.model.gates.predictor == "none":
+        yield (
+            f"model.gates.final_temperature={final}: nothing is sampled with model.gates.predictor=none; set the "
+            "predictor to local or global, or leave it out"
+        )
     drop, predictor = config.model.gates.layer_drop.rate, config.model.gates.predictor
     if drop > 0 and predictor != "none":
         yield (

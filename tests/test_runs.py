@@ -203,7 +203,8 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
     programs = trainings.keeping_programs(tmp_path / "programs")
 
     def start(workdir, *arguments):
-        return trainings.start(workdir, "--training.epochs=3", *arguments, text=False, **programs)
+        options = ("--training.epochs=3", "--model.gates.final-temperature=0.5", *arguments)
+        return trainings.start(workdir, *options, text=False, **programs)
 
     output, _ = (process := start(undisturbed)).communicate(timeout=300)
     assert process.returncode == 0, output.decode()

@@ -58,7 +58,11 @@ class GateConfig:
     normalize_input: bool = True
     """Normalise the time-average to zero mean and unit variance over channels before the predictor."""
     temperature: float = 1.0
-    """Gumbel-Softmax temperature tau (Eq. 8)."""
+    """Gumbel-Softmax temperature tau (Eq. 8), at the first step of a training."""
+    final_temperature: float | None = None
+    """tau at the last step of a training; None keeps it."""
+    annealing: Literal["exponential", "linear"] = "exponential"
+    """How tau goes from ``temperature`` to ``final_temperature``, over all steps."""
     straight_through: bool = False
     """Hard gates forward, soft gradient backward, instead of the paper's soft gates."""
     initial_logit: float = 2.0

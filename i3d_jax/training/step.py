@@ -15,6 +15,7 @@ from i3d_jax.model.encoder import Remat
 from i3d_jax.model.flops import block_costs
 from i3d_jax.model.layers import split_keys
 from i3d_jax.training.losses import LossConfig, LossTotals, loss_totals
+from i3d_jax.training.temperature import Annealing
 from i3d_jax.types import Array, Batch
 
 
@@ -48,7 +49,7 @@ class Member(NamedTuple):
     Attributes:
       seed: uint32, of dropout and Gumbel noise.
       utility_weight: float32, lambda of Eq. 5.
-      temperature: float32, tau of Eq. 8.
+      temperature: float32, tau of Eq. 8, at the first step.
     """
 
     seed: Array
@@ -68,6 +69,7 @@ class StepConfig:
     loss: LossConfig
     accumulate: int = 1
     remat: Remat = "none"
+    annealing: Annealing | None = None
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -88,7 +90,7 @@ def make_train_step(
 
     Args:
       model: what is trained.
-      config: front end, augmentation, losses, parts of a batch, what is computed again.
+      config: front end, augmentation, losses, parts of a batch, what is computed again, how tau changes.
       optimizer: its state is part of the training state.
       stats: of global normalisation.
       gather: makes parameters that are split over devices whole, where they are used.
@@ -135,6 +137,8 @@ def make_train_step(
         return jax.lax.scan(add, zeros, parts)[0]
 
     def train_step(state: TrainState, batch: Batch, member: Member) -> tuple[TrainState, StepMetrics]:
+        if config.annealing:
+            member = member._replace(temperature=member.temperature * config.annealing(state.step))
         key = jax.random.fold_in(jax.random.key(member.seed), state.step)
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch.num_samples.shape[0]))
         totals, grads = gradients(state.params, batch, keys, member)

@@ -18,19 +18,24 @@ from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig, make_optimizer
 from i3d_jax.training.sharding import Parallel, ParallelConfig, mesh_shape
 from i3d_jax.training.step import Member, StepConfig, init_state, make_train_step
+from i3d_jax.training.temperature import annealing
 from i3d_jax.types import Batch
 
 LOSS = LossConfig(utility_weight=2.0)
 
 
-def build(predictor="global", loss=LOSS, width=16, accumulate=1, parallel=None, lr=1e-2, remat="none", **gates):
+def build(
+    predictor="global", loss=LOSS, width=16, accumulate=1, parallel=None, lr=1e-2, remat="none", tau=1.0, **gates
+):
     encoder = EncoderConfig(num_layers=2, d_model=width, num_heads=2, ffn_dim=2 * width)
     config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor, **gates))
     model = ASRModel(config, 80, 7)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=lr, warmup_steps=5), 100)
-    config = StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), loss, accumulate, remat)
+    config = StepConfig(
+        FrontendConfig(), AugmentConfig(time_warp=3), loss, accumulate, remat, annealing(config.gates, 100)
+    )
     state = init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
-    member = Member(np.uint32(0), np.float32(loss.utility_weight), np.float32(1.0))
+    member = Member(np.uint32(0), np.float32(loss.utility_weight), np.float32(tau))
     step = make_train_step(model, config, optimizer, gather=parallel and parallel.gather)
     step = jax.jit(step, out_shardings=(parallel.shardings(state), None) if parallel else None)
     return CompiledStep(step, member, 1, lambda line: None), parallel.place(state) if parallel else state
@@ -228,3 +233,19 @@ def test_layer_drop_reports_the_layers_it_drew():
     assert float(metrics.totals.executed_layers) == 0 and np.isfinite(float(metrics.grad_norm))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.opt_state[1].mu["layers"]))
     assert np.any(after.opt_state[1].mu["head"]["projection"]["kernel"])
+
+
+def test_an_annealed_temperature_is_that_of_the_step_in_one_program():
+    falling, state = build("global", temperature=2.0, final_temperature=0.5, tau=2.0)
+    constant, _ = build("global")
+    for step in (0, 33, 99, 120):  # of 100: 2 * (1/4)**t, and no further
+        tau = 2.0 * 0.25 ** min(step / 99, 1.0)
+        constant._member = constant._member._replace(temperature=np.float32(tau))
+        at = state._replace(step=jnp.int32(step))
+        metrics, expected = (program(at, make_batch(step))[1] for program in (falling, constant))
+        np.testing.assert_allclose(metrics.totals.executed_layers, expected.totals.executed_layers, rtol=1e-5)
+        np.testing.assert_allclose(metrics.totals.loss, expected.totals.loss, rtol=1e-5)
+    assert len(falling.programs) == 1
+    constant._member = constant._member._replace(temperature=np.float32(2.0))
+    warm = constant(at, make_batch(step))[1]
+    assert abs(metrics.totals.executed_layers - warm.totals.executed_layers) > 1e-3
