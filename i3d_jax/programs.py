@@ -106,6 +106,7 @@ def jit_train_step(
         config.parallel.accumulate,
         config.training.remat,
         annealing(config.model.gates, total_steps),
+        config.training.trainable,
     )
     step = make_train_step(model, step_config, optimizer, stats, parallel.gather)
     if config.family.size > 1:
@@ -133,7 +134,7 @@ def abstract(
     stats = None
     if config.frontend.normalization == "global":
         stats = GlobalStats(np.zeros(mels, np.float32), np.ones(mels, np.float32))
-    optimizer = make_optimizer(config.optimizer, _MANY_STEPS)
+    optimizer = make_optimizer(config.optimizer, _MANY_STEPS, config.training.trainable)
     params = jax.eval_shape(model.init, jax.random.key(0))
     samples = round(shape.seconds * config.data.sample_rate)
     rows, shaped = (shape.rows,), jax.ShapeDtypeStruct

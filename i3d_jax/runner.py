@@ -181,7 +181,7 @@ def _fit(
 
     model = ASRModel(config.model, config.frontend.num_mels, data.tokenizer.vocab_size)
     total_steps = data.planner.steps_before(config.training.epochs)
-    optimizer = make_optimizer(config.optimizer, total_steps)
+    optimizer = make_optimizer(config.optimizer, total_steps, config.training.trainable)
     parallel = Parallel.over_devices(config.parallel, config.batching.batch_multiple)
     init = jax.jit(model.init)
     start_params = [init(jax.random.key(member.config.seed)) for member in family]
@@ -218,7 +218,8 @@ def _fit(
     with ExitStack() as opened:
         preemption = opened.enter_context(Preemption())
         opened.enter_context(bad_utterances_kept(workdir))
-        flops = step_flops(model, config.frontend, data.train, 1 + len(config.loss.interctc_layers))
+        heads = 1 + len(config.loss.interctc_layers)
+        flops = step_flops(model, config.frontend, data.train, heads, config.training.trainable)
         peak = peak_flops(jax.devices())
         models = [
             Recognizer(

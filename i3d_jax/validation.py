@@ -166,6 +166,17 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
             f"model.gates.final_temperature={final}: nothing is sampled with model.gates.predictor=none; set the "
             "predictor to local or global, or leave it out"
         )
+    if config.training.trainable == "predictor":
+        if config.model.gates.predictor == "none":
+            yield (
+                "training.trainable=predictor: there is none with model.gates.predictor=none; set that to local or "
+                "global, or train all"
+            )
+        if not config.warm_start.run and not config.warm_start.config:
+            yield (
+                "training.trainable=predictor: the rest stays as it starts: expected a trained model in "
+                "warm_start.run or warm_start.config"
+            )
     drop, predictor = config.model.gates.layer_drop.rate, config.model.gates.predictor
     if drop > 0 and predictor != "none":
         yield (

@@ -168,6 +168,8 @@ def changed(key: str, value: object, config: ExperimentConfig | None = None) -> 
         ("model.gates.layer_drop.rate", 1.0, "below 1"),
         ("model.gates.final_temperature", 0.0, "more than 0"),
         ("model.gates.final_temperature", 0.5, "predictor to local or global"),
+        ("training.trainable", "predictor", "set that to local or global"),
+        ("training.trainable", "predictor", "expected a trained model in warm_start.run or warm_start.config"),
         ("loss.utility_target", 1.5, "a share between 0 and 1"),
         ("loss.utility_target", 0.5, "expected loss.utility_weight above 0"),
         ("loss.utility_weight", -1.0, "0 or more"),

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -348,9 +349,13 @@ def test_global_normalisation_and_local_gates_from_a_dense_run(tmp_path):
         name="local",
         model=dataclasses.replace(dense.model, gates=GateConfig(predictor="local")),
         loss=LossConfig(utility_weight=1.0),
+        training=dataclasses.replace(dense.training, trainable="predictor"),
         warm_start=WarmStartConfig(run=str(tmp_path / "dense")),
     )
     recognizer = train(gated, tmp_path / "local")
+    for name, params in started.params.items():
+        jax.tree.map(np.testing.assert_array_equal, recognizer.params[name], params)
+    assert np.any(recognizer.params["predictor"]["logits"]["kernel"]), "it starts at zero"
     for ours, theirs in zip(recognizer.stats, started.stats, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert (np.asarray(recognizer.stats.std) > 0).all()
