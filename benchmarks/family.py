@@ -86,7 +86,7 @@ def measure(config: ExperimentConfig, batch: Batch, vocab_size: int, counts: lis
     model = ASRModel(config.model, config.frontend.num_mels, vocab_size)
     optimizer = make_optimizer(config.optimizer, 10_000)
     parallel = Parallel.over_devices(ParallelConfig(), len(batch.valid), jax.devices()[:1])
-    step = jit_train_step(config, model, optimizer, None, parallel, None)
+    step = jit_train_step(config, model, optimizer, None, parallel, None, 1000)
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))  # what is on the device is donated
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     placed = parallel.put_batch(batch)

@@ -27,6 +27,7 @@ from i3d_jax.training.family import Stacked
 from i3d_jax.training.optimizer import make_optimizer
 from i3d_jax.training.sharding import Parallel
 from i3d_jax.training.step import Member, StepConfig, make_train_step
+from i3d_jax.training.temperature import annealing
 from i3d_jax.types import Batch
 
 Program = Literal["train", "masked", "conditional"]
@@ -35,6 +36,7 @@ _COLLECTIVE = re.compile(
     r" = (?P<type>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
     r"(?P<rest>.*)"
 )
+_MANY_STEPS = 100_000  # of a training that is only compiled: the program is the same
 _IN_LOOP = "/while/body/"
 _ARRAY = re.compile(r"(pred|[a-z]+)(\d*)\[([\d,]*)\]")
 
@@ -82,6 +84,7 @@ def jit_train_step(
     stats: GlobalStats | None,
     parallel: Parallel,
     state: Any,
+    total_steps: int,
 ) -> Any:
     """(state, batch, member) -> (state, metrics), jitted: the state is replaced in its place, split by the rule.
 
@@ -94,9 +97,16 @@ def jit_train_step(
       stats: of global normalisation.
       parallel: the mesh.
       state: training state, or its shapes; None leaves the place to jax.
+      total_steps: of the training, over which the temperature is annealed.
     """
     step_config = StepConfig(
-        config.frontend, config.augment, config.loss, config.parallel.accumulate, config.training.remat
+        config.frontend,
+        config.augment,
+        config.loss,
+        config.parallel.accumulate,
+        config.training.remat,
+        annealing(config.model.gates, total_steps),
+        config.training.trainable,
     )
     step = make_train_step(model, step_config, optimizer, stats, parallel.gather)
     if config.family.size > 1:
@@ -124,7 +134,7 @@ def abstract(
     stats = None
     if config.frontend.normalization == "global":
         stats = GlobalStats(np.zeros(mels, np.float32), np.ones(mels, np.float32))
-    optimizer = make_optimizer(config.optimizer, 100_000)
+    optimizer = make_optimizer(config.optimizer, _MANY_STEPS, config.training.trainable)
     params = jax.eval_shape(model.init, jax.random.key(0))
     samples = round(shape.seconds * config.data.sample_rate)
     rows, shaped = (shape.rows,), jax.ShapeDtypeStruct
@@ -141,7 +151,7 @@ def abstract(
         parallel = Parallel.over_devices(config.parallel, shape.rows, devices or jax.devices()[:1])
         stacked = Stacked(config.family.size)
         state = jax.eval_shape(lambda own: stacked.init_state([own] * stacked.count, optimizer), params)
-        function = jit_train_step(config, model, optimizer, stats, parallel, state if devices else None)
+        function = jit_train_step(config, model, optimizer, stats, parallel, state if devices else None, _MANY_STEPS)
         if devices:
             state = jax.tree.map(_placed, state, parallel.shardings(state))
             batch = jax.tree.map(lambda x: _placed(x, parallel.rows), batch)

@@ -181,14 +181,14 @@ def _fit(
 
     model = ASRModel(config.model, config.frontend.num_mels, data.tokenizer.vocab_size)
     total_steps = data.planner.steps_before(config.training.epochs)
-    optimizer = make_optimizer(config.optimizer, total_steps)
+    optimizer = make_optimizer(config.optimizer, total_steps, config.training.trainable)
     parallel = Parallel.over_devices(config.parallel, config.batching.batch_multiple)
     init = jax.jit(model.init)
     start_params = [init(jax.random.key(member.config.seed)) for member in family]
     if dense:
         start_params = [warm_start(params, dense.params) for params in start_params]
     state = parallel.place(stacked.init_state(start_params, optimizer))
-    step = jit_train_step(config, model, optimizer, stats, parallel, state)
+    step = jit_train_step(config, model, optimizer, stats, parallel, state, total_steps)
     arguments = parallel.replicate(stacked.join([member_of(member.config) for member in family]))
 
     count = sum(leaf.size for leaf in jax.tree.leaves(start_params[0]))
@@ -218,7 +218,8 @@ def _fit(
     with ExitStack() as opened:
         preemption = opened.enter_context(Preemption())
         opened.enter_context(bad_utterances_kept(workdir))
-        flops = step_flops(model, config.frontend, data.train, 1 + len(config.loss.interctc_layers))
+        heads = 1 + len(config.loss.interctc_layers)
+        flops = step_flops(model, config.frontend, data.train, heads, config.training.trainable)
         peak = peak_flops(jax.devices())
         models = [
             Recognizer(

@@ -151,6 +151,32 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
             f"loss.utility_weight={config.loss.utility_weight}: there is no gate to close with "
             "model.gates.predictor=none; set the predictor to local or global, or the weight to 0"
         )
+    target = config.loss.utility_target
+    if target is not None and not 0 <= target <= 1:
+        yield f"loss.utility_target={target}: expected a share between 0 and 1, or None"
+    elif target is not None and config.loss.utility_weight == 0 and not any(config.family.lambdas):
+        yield (
+            f"loss.utility_target={target}: expected loss.utility_weight above 0, its weight in the loss, or no target"
+        )
+    final = config.model.gates.final_temperature
+    if final is not None and final <= 0:
+        yield f"model.gates.final_temperature={final}: expected more than 0, or None"
+    elif final is not None and config.model.gates.predictor == "none":
+        yield (
+            f"model.gates.final_temperature={final}: nothing is sampled with model.gates.predictor=none; set the "
+            "predictor to local or global, or leave it out"
+        )
+    if config.training.trainable == "predictor":
+        if config.model.gates.predictor == "none":
+            yield (
+                "training.trainable=predictor: there is none with model.gates.predictor=none; set that to local or "
+                "global, or train all"
+            )
+        if not config.warm_start.run and not config.warm_start.config:
+            yield (
+                "training.trainable=predictor: the rest stays as it starts: expected a trained model in "
+                "warm_start.run or warm_start.config"
+            )
     drop, predictor = config.model.gates.layer_drop.rate, config.model.gates.predictor
     if drop > 0 and predictor != "none":
         yield (

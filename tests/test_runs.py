@@ -204,7 +204,8 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
     programs = trainings.keeping_programs(tmp_path / "programs")
 
     def start(workdir, *arguments):
-        return trainings.start(workdir, "--training.epochs=3", *arguments, text=False, **programs)
+        options = ("--training.epochs=3", "--model.gates.final-temperature=0.5", *arguments)
+        return trainings.start(workdir, *options, text=False, **programs)
 
     output, _ = (process := start(undisturbed)).communicate(timeout=300)
     assert process.returncode == 0, output.decode()
@@ -348,9 +349,13 @@ def test_global_normalisation_and_local_gates_or_none_from_a_dense_run(tmp_path)
         name="local",
         model=dataclasses.replace(dense.model, gates=GateConfig(predictor="local")),
         loss=LossConfig(utility_weight=1.0),
+        training=dataclasses.replace(dense.training, trainable="predictor"),
         warm_start=WarmStartConfig(run=str(tmp_path / "dense")),
     )
     recognizer = train(gated, tmp_path / "local")
+    for name, params in started.params.items():
+        jax.tree.map(np.testing.assert_array_equal, recognizer.params[name], params)
+    assert np.any(recognizer.params["predictor"]["logits"]["kernel"]), "it starts at zero"
     for ours, theirs in zip(recognizer.stats, started.stats, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert (np.asarray(recognizer.stats.std) > 0).all()

@@ -14,6 +14,8 @@ With T frames after the subsampling, width D and FFN width H:
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from i3d_jax.model.asr import ModelConfig
@@ -62,6 +64,16 @@ def branch_flops(model_config: ModelConfig, frames: np.ndarray | int) -> dict[st
     """FLOPs of one call of each gated branch on ``frames`` encoder frames, in the order of the gates' M axis."""
     t = np.asarray(frames, np.float64)
     return {name: t * each + t * t * pair for name, (each, pair) in branch_costs(model_config).items()}
+
+
+def block_costs(model_config: ModelConfig, mask: jax.Array) -> jax.Array:
+    """FLOPs of one block of each branch for the valid frames of mask [B, T], per frame: [B, M] float32.
+
+    Per frame, so that they stay small numbers within a program; their ratios are what counts. 0 without frames.
+    """
+    frames = jnp.sum(mask, axis=1, keepdims=True, dtype=jnp.float32)
+    each, pair = np.array(list(branch_costs(model_config).values()), np.float32).T
+    return jnp.where(frames > 0, each[None] + pair[None] * frames, 0.0)
 
 
 def budget_decision(model_config: ModelConfig, share: float, beta: float = -1.0) -> Budget:

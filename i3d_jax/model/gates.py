@@ -58,7 +58,11 @@ class GateConfig:
     normalize_input: bool = True
     """Normalise the time-average to zero mean and unit variance over channels before the predictor."""
     temperature: float = 1.0
-    """Gumbel-Softmax temperature tau (Eq. 8)."""
+    """Gumbel-Softmax temperature tau (Eq. 8), at the first step of a training."""
+    final_temperature: float | None = None
+    """tau at the last step of a training; None keeps it."""
+    annealing: Literal["exponential", "linear"] = "exponential"
+    """How tau goes from ``temperature`` to ``final_temperature``, over all steps."""
     straight_through: bool = False
     """Hard gates forward, soft gradient backward, instead of the paper's soft gates."""
     initial_logit: float = 2.0
@@ -266,9 +270,19 @@ def inference_decision(config: GateConfig, threshold: Array | float | None = Non
     return Threshold(config.threshold if threshold is None else threshold)
 
 
-def utility(gates: jax.Array) -> jax.Array:
-    """Utility loss of each utterance (paper, Eq. 6): the mean of its gates, [B, N, M] -> [B] float32."""
-    return jnp.mean(gates.astype(jnp.float32), axis=(1, 2))
+def utility(gates: jax.Array, costs: jax.Array | None = None) -> jax.Array:
+    """Utility loss of each utterance (paper, Eq. 6): the mean of its gates, [B, N, M] -> [B] float32.
+
+    With the costs [B, M] of a block of each branch it is the share that the gates have in the cost of all blocks
+    (paper, footnote 1). Of a row without costs it is 0.
+    """
+    gates = gates.astype(jnp.float32)
+    if costs is None:
+        return jnp.mean(gates, axis=(1, 2))
+    costs = costs.astype(jnp.float32)
+    whole = jnp.sum(costs, axis=1)
+    share = costs / jnp.where(whole > 0, whole, 1.0)[:, None]
+    return jnp.sum(jnp.mean(gates, axis=1) * share, axis=1)
 
 
 def executed_layers(gates: Array) -> jax.Array:

@@ -14,6 +14,7 @@ from i3d_jax.model.encoder import Remat
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.family import Stacked
 from i3d_jax.training.meter import Meter
+from i3d_jax.training.optimizer import Trainable
 from i3d_jax.training.preemption import Preempted
 from i3d_jax.training.step import StepMetrics, TrainState
 from i3d_jax.training.summaries import RunLogger
@@ -43,6 +44,8 @@ class TrainingConfig:
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops."""
     log_every_steps: int = 20
     """Steps between log lines."""
+    trainable: Trainable = "all"
+    """What is trained: all parameters, or only those of the gate predictor of a warm-started model (``predictor``)."""
     remat: Remat = "none"
     """What is computed again for the gradient instead of kept in memory: ``none``, everything but what dense layers
     return (``dense``), or everything but the inputs of the layers (``full``)."""

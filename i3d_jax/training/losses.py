@@ -3,11 +3,12 @@
 L = L_ASR + lambda * L_utility (paper, Eqs. 5 and 6), where L_ASR = (1 - w) * L_CTC + w * mean of the intermediate CTC
 losses (InterCTC, arXiv 2102.03216, Eq. 9 with several layers; w = 0 without). The CTC loss is the negative
 log-likelihood of the transcript, summed over time and averaged over utterances: the scale at which the paper's lambda
-of 1 to 13 makes sense.
+of 1 to 13 makes sense. L_utility is the mean of the gates, or their share in the FLOPs of all blocks (paper, footnote
+1), or the squared distance of either from a target.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,12 @@ class LossConfig:
 
     utility_weight: float = 0.0
     """lambda of Eq. 5; the CTC loss is summed over time and averaged over utterances."""
+    utility: Literal["linear", "cost"] = "linear"
+    """What L_utility is the mean of: gates (Eq. 6), or gates weighted by the FLOPs of their blocks at the length of the
+    utterance (paper, footnote 1)."""
+    utility_target: float | None = None
+    """Share of blocks, or of FLOPs, to aim at, from 0 to 1: L_utility is then ``(utility - target)^2``, utterance by
+    utterance. None lowers the utility as far as lambda makes it."""
     interctc_layers: tuple[int, ...] = ()
     """Layers (1 to N - 1, ascending) whose outputs get a CTC loss too, through the final norm and the CTC head."""
     interctc_weight: float = 0.66
@@ -32,7 +39,8 @@ class LossConfig:
 class LossTotals(NamedTuple):
     """Sums over the valid utterances of a batch, each a scalar; divide by ``utterances`` after merging.
 
-    ``ctc`` is that of the last layer, ``interctc`` the mean of the intermediate ones (0 without).
+    ``ctc`` is that of the last layer, ``interctc`` the mean of the intermediate ones (0 without). ``utility`` is the
+    share of gates or of FLOPs itself, also where its distance from a target is what ``loss`` holds.
     """
 
     loss: jax.Array
@@ -65,12 +73,36 @@ def ctc_loss(logits: jax.Array, mask: jax.Array, labels: jax.Array, num_labels: 
     return jnp.where(feasible, jnp.maximum(loss, 0.0), 0.0)
 
 
+def utility_loss(config: LossConfig, gates: jax.Array, costs: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Share of gates [B, N, M], or of the costs [B, M] of their blocks, and L_utility made of it: [B] each.
+
+    Raises:
+      ValueError: the utility is that of costs, and there are none.
+    """
+    if config.utility == "cost" and costs is None:
+        raise ValueError("loss.utility=cost needs the costs of the blocks")
+    used = utility(gates, costs if config.utility == "cost" else None)
+    return used, used if config.utility_target is None else jnp.square(used - config.utility_target)
+
+
 def loss_totals(
-    config: LossConfig, output: ModelOutput, batch: Batch, utility_weight: Array | float | None = None
+    config: LossConfig,
+    output: ModelOutput,
+    batch: Batch,
+    utility_weight: Array | float | None = None,
+    costs: jax.Array | None = None,
 ) -> LossTotals:
     """The loss and its parts, summed over the valid utterances of a batch or of a part of one.
 
-    ``utility_weight`` replaces the configured lambda.
+    Args:
+      config: which losses.
+      output: of the model.
+      batch: what it was given.
+      utility_weight: replaces the configured lambda.
+      costs: [B, M] of a block of each branch (``model.flops.block_costs``), for ``utility="cost"``.
+
+    Raises:
+      ValueError: the utility is that of costs, and there are none.
     """
     valid = jnp.asarray(batch.valid, jnp.float32)
     labels, num_labels = jnp.asarray(batch.labels), jnp.asarray(batch.num_labels)
@@ -78,9 +110,9 @@ def loss_totals(
     taps = [ctc_loss(logits, output.mask, labels, num_labels) for logits in output.intermediate_logits]
     interctc = sum(taps, start=jnp.zeros_like(ctc)) / max(len(taps), 1)
     weight = config.interctc_weight if taps else 0.0
-    used = utility(output.gates)
+    used, term = utility_loss(config, output.gates, costs)
     loss = (1.0 - weight) * ctc + weight * interctc
-    loss += (config.utility_weight if utility_weight is None else utility_weight) * used
+    loss += (config.utility_weight if utility_weight is None else utility_weight) * term
     count = jnp.sum(valid)
 
     def total(x: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.flops import count_flops_by_part
 from i3d_jax.training.compiled import compilations
 from i3d_jax.training.hardware import peak_memory
+from i3d_jax.training.optimizer import Trainable
 from i3d_jax.training.step import StepMetrics
 
 _Item = TypeVar("_Item")
@@ -23,11 +24,13 @@ _BACKWARD = 2.0  # FLOPs of the gradients of a product, in its own
 
 
 def step_flops(
-    model: ASRModel, frontend: FrontendConfig, corpus: Corpus, heads: int = 1
+    model: ASRModel, frontend: FrontendConfig, corpus: Corpus, heads: int = 1, trainable: Trainable = "all"
 ) -> Callable[[PlannedBatch], float]:
     """Model FLOPs of training on a batch: forward and backward of every branch, on the frames that are no padding.
 
-    ``heads`` counts how often the CTC head is computed: once, and for each intermediate loss.
+    ``heads`` counts how often the CTC head is computed: once, and for each intermediate loss. With only the predictor
+    trained, the backward pass has the gradients of inputs alone, and ends at the first layer; that both operands of
+    attention's own products are inputs, and the predictor itself, are left out.
 
     What is computed again to save memory is not counted (the convention of MFU, arXiv 2204.02311, appendix B).
     """
@@ -46,7 +49,11 @@ def step_flops(
             num_frames=num_frames(frontend, samples),
             executed=None,
         )
-        return (1 + _BACKWARD) * float((forward.total + (heads - 1) * forward.ctc_head).sum())
+        total = forward.total + (heads - 1) * forward.ctc_head
+        if trainable == "all":
+            return (1 + _BACKWARD) * float(total.sum())
+        passed = sum(forward.branches.values()) + heads * forward.ctc_head
+        return float((total + _BACKWARD / 2 * passed).sum())
 
     return flops
 

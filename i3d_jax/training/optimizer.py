@@ -7,6 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from i3d_jax.model.encoder import Params
+
+Trainable = Literal["all", "predictor"]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -59,16 +63,36 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> optax.S
     return schedule
 
 
+def trained(params: Params, trainable: Trainable) -> Params:
+    """The part of the parameters that is trained; nothing else has gradients or a state of the optimiser."""
+    return params if trainable == "all" else {"predictor": params["predictor"]}
+
+
 def _is_kernel(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", "") == "kernel", params)
 
 
-def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clip, Adam, weight decay, schedule; ``total_steps`` is where cosine and linear reach zero."""
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int, trainable: Trainable = "all"
+) -> optax.GradientTransformation:
+    """Clip, Adam, weight decay, schedule, of the trained part: ``init`` and ``update`` are given all parameters.
+
+    Args:
+      config: the settings.
+      total_steps: where cosine and linear reach zero.
+      trainable: of what gradients, updates and state are.
+    """
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon)
     decay = optax.add_decayed_weights(config.weight_decay, mask=_is_kernel if config.decoupled else None)
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm > 0 else optax.identity(),
         *((adam, decay) if config.decoupled else (decay, adam)),
         optax.scale_by_learning_rate(learning_rate_schedule(config, total_steps)),
     )
+    if trainable == "all":
+        return chain
+
+    def update(updates: Params, state: optax.OptState, params: Params) -> tuple[Params, optax.OptState]:
+        return chain.update(updates, state, trained(params, trainable))
+
+    return optax.GradientTransformation(lambda params: chain.init(trained(params, trainable)), update)

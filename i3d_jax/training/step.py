@@ -12,8 +12,11 @@ from i3d_jax.audio.augment import AugmentConfig, spec_augment
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Remat
+from i3d_jax.model.flops import block_costs
 from i3d_jax.model.layers import split_keys
 from i3d_jax.training.losses import LossConfig, LossTotals, loss_totals
+from i3d_jax.training.optimizer import Trainable, trained
+from i3d_jax.training.temperature import Annealing
 from i3d_jax.types import Array, Batch
 
 
@@ -47,7 +50,7 @@ class Member(NamedTuple):
     Attributes:
       seed: uint32, of dropout and Gumbel noise.
       utility_weight: float32, lambda of Eq. 5.
-      temperature: float32, tau of Eq. 8.
+      temperature: float32, tau of Eq. 8, at the first step.
     """
 
     seed: Array
@@ -67,6 +70,8 @@ class StepConfig:
     loss: LossConfig
     accumulate: int = 1
     remat: Remat = "none"
+    annealing: Annealing | None = None
+    trainable: Trainable = "all"
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -87,22 +92,26 @@ def make_train_step(
 
     Args:
       model: what is trained.
-      config: front end, augmentation, losses, parts of a batch, what is computed again.
-      optimizer: its state is part of the training state.
+      config: front end, augmentation, losses, parts of a batch, what is computed again, how tau changes,
+        which parameters are trained.
+      optimizer: its state, of the trained parameters alone, is part of the training state.
       stats: of global normalisation.
       gather: makes parameters that are split over devices whole, where they are used.
     """
 
     def loss_fn(
-        params: Any, batch: Batch, keys: jax.Array, count: jax.Array, member: Member
+        own: Any, params: Any, batch: Batch, keys: jax.Array, count: jax.Array, member: Member
     ) -> tuple[jax.Array, LossTotals]:
-        """The share of these rows in the loss, which is averaged over the valid utterances of the whole batch."""
+        """The share of these rows in the loss, which is averaged over the valid utterances of the whole batch.
+
+        ``own`` are the trained ones of the parameters, which take the place of those in ``params``.
+        """
         features, mask = log_mel(config.frontend, batch.waveform, batch.num_samples)
         features = normalize(config.frontend, features, mask, stats)
         features = spec_augment(config.augment, batch.augment_seed, features, mask)
         gate_keys, dropout_keys = split_keys(keys, 2)
         output = model.apply(
-            params,
+            params | own,
             features,
             mask,
             model.encoder.training_decision(member.temperature),
@@ -112,40 +121,45 @@ def make_train_step(
             gather=gather,
             remat=config.remat,
         )
-        totals = loss_totals(config.loss, output, batch, member.utility_weight)
+        totals = loss_totals(config.loss, output, batch, member.utility_weight, block_costs(model.config, output.mask))
         return totals.loss / count, totals
 
     def gradients(params: Any, batch: Batch, keys: jax.Array, member: Member) -> tuple[LossTotals, Any]:
         count = jnp.maximum(jnp.sum(jnp.asarray(batch.valid, jnp.float32)), 1.0)
         grad = jax.grad(loss_fn, has_aux=True)
+        own = trained(params, config.trainable)
         if config.accumulate == 1:
-            grads, totals = grad(params, batch, keys, count, member)
+            grads, totals = grad(own, params, batch, keys, count, member)
             return totals, grads
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
-            grads, totals = grad(params, *part, count, member)
+            grads, totals = grad(own, params, *part, count, member)
             return jax.tree.map(jnp.add, total, (totals, grads)), None
 
         # Row r goes to part r % parts: every device has as many rows in each part.
         parts = jax.tree.map(
             lambda x: jnp.swapaxes(x.reshape(-1, config.accumulate, *x.shape[1:]), 0, 1), (batch, keys)
         )
-        zeros = (LossTotals(*(jnp.zeros(()) for _ in LossTotals._fields)), jax.tree.map(jnp.zeros_like, params))
+        zeros = (LossTotals(*(jnp.zeros(()) for _ in LossTotals._fields)), jax.tree.map(jnp.zeros_like, own))
         return jax.lax.scan(add, zeros, parts)[0]
 
     def train_step(state: TrainState, batch: Batch, member: Member) -> tuple[TrainState, StepMetrics]:
+        if config.annealing:
+            member = member._replace(temperature=member.temperature * config.annealing(state.step))
         key = jax.random.fold_in(jax.random.key(member.seed), state.step)
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch.num_samples.shape[0]))
         totals, grads = gradients(state.params, batch, keys, member)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(totals.loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        before = trained(state.params, config.trainable)
+        own, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(before, updates), opt_state),
+            (before, state.opt_state),
         )
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-        state = TrainState(state.step + 1, params, opt_state, bad_steps)
+        state = TrainState(state.step + 1, state.params | own, opt_state, bad_steps)
         return state, StepMetrics(totals, grad_norm, bad_steps)
 
     return train_step

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from i3d_jax.training.losses import LossConfig, ctc_feasible, ctc_loss, loss_totals
+from i3d_jax.model.asr import ModelConfig
+from i3d_jax.model.encoder import EncoderConfig
+from i3d_jax.model.flops import block_costs, branch_flops
+from i3d_jax.training.losses import LossConfig, ctc_feasible, ctc_loss, loss_totals, utility_loss
 from i3d_jax.types import Batch, ModelOutput
 
 FRAMES, VOCABULARY = 5, 3
@@ -114,3 +118,75 @@ def test_interctc_mixes_the_mean_of_the_intermediate_losses():
     expected = np.sum([0.7 * last[i] + 0.15 * (first[i] + second[i]) for i in (0, 2)])
     np.testing.assert_allclose(totals.loss, expected, rtol=1e-5)
     np.testing.assert_allclose(totals.interctc, sum(0.5 * (first[i] + second[i]) for i in (0, 2)), rtol=1e-5)
+
+
+SIZE = ModelConfig(encoder=EncoderConfig(num_layers=4, d_model=32, num_heads=2, ffn_dim=96))
+
+
+def utility_gradient(config, gates, mask):
+    """Gradient of lambda * L_utility, summed over rows, by the gates; and the utility of each row."""
+
+    def loss(gates):
+        used, term = utility_loss(config, gates, block_costs(SIZE, jnp.asarray(mask)))
+        return config.utility_weight * jnp.sum(term), used
+
+    return jax.grad(loss, has_aux=True)(jnp.asarray(gates))
+
+
+@given(
+    hnp.arrays(np.float32, (3, 4, 2), elements=st.floats(0, 1, width=32)),
+    hnp.arrays(np.int64, 3, elements=st.integers(1, 5000)),
+    st.sampled_from(["linear", "cost"]),
+    st.none() | st.floats(0, 1),
+)
+def test_utility_and_its_gradient_against_closed_forms(gates, frames, kind, target):
+    mask = np.arange(8)[None] < np.minimum(frames, 8)[:, None]
+    gradient, used = utility_gradient(LossConfig(3.0, kind, target), gates, mask)
+    # A block of n frames: 2 n D (3D + D) + 4 n^2 D for attention, 4 n D H for the feed-forward block.
+    n, width, hidden = np.minimum(frames, 8).astype(float), 32, 96
+    costs = np.stack([8 * n * width**2 + 4 * n**2 * width, 4 * n * width * hidden], axis=1)
+    weights = costs / costs.sum(1, keepdims=True) if kind == "cost" else np.full((3, 2), 0.5)
+    expected_used = np.einsum("bnm,bm->b", gates.astype(float), weights) / 4
+    slope = np.ones(3) if target is None else 2 * (expected_used - target)
+    np.testing.assert_allclose(used, expected_used, rtol=1e-5, atol=1e-6)
+    expected = np.broadcast_to(3.0 * (slope[:, None] * weights)[:, None] / 4, gates.shape)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("frames", [1, 7, 3000])
+def test_costs_in_a_program_are_those_of_the_count(frames):
+    mask = jnp.arange(3000)[None] < jnp.array([[frames], [0]])
+    counted = np.array(list(branch_flops(SIZE, frames).values())) / frames
+    np.testing.assert_allclose(block_costs(SIZE, mask), [counted, [0, 0]], rtol=1e-6)
+
+
+def test_all_gates_open_have_the_utility_one_and_padding_costs_nothing():
+    gates, mask = np.ones((2, 4, 2), np.float32), np.arange(6)[None] < np.array([[3], [0]])
+    gradient, used = utility_gradient(LossConfig(1.0, "cost"), gates, mask)
+    np.testing.assert_allclose(used, [1.0, 0.0], rtol=1e-6)
+    assert gradient[0].all() and not gradient[1].any()
+
+
+def test_the_total_loss_takes_the_utility_that_is_configured():
+    batch, output = batch_and_output([True, False, True])
+    costs = jnp.array([[3.0, 1.0]] * 3)
+    plain = loss_totals(LossConfig(0.0), output, batch)
+    totals = loss_totals(LossConfig(5.0, "cost", 0.25), output, batch, costs=costs)
+    used = [float((0.75 * g[:, 0] + 0.25 * g[:, 1]).mean()) for g in output.gates]
+    np.testing.assert_allclose(totals.utility, used[0] + used[2], rtol=1e-5)
+    distance = (used[0] - 0.25) ** 2 + (used[2] - 0.25) ** 2
+    np.testing.assert_allclose(totals.loss - plain.loss, 5.0 * distance, rtol=1e-4)
+    with pytest.raises(ValueError, match="needs the costs"):
+        loss_totals(LossConfig(1.0, "cost"), output, batch)
+
+
+@pytest.mark.parametrize("target", [0.3, 0.8])
+def test_a_target_is_reached(target):
+    """Gradient descent on probabilities that are gates ends at the target, from above and from below."""
+    logits = jnp.array([[[2.0, -1.0]] * 4, [[0.0, 0.5]] * 4])
+    mask = np.ones((2, 5), bool)
+    for _ in range(100):
+        probability = jax.nn.sigmoid(logits)
+        gradient, _ = utility_gradient(LossConfig(40.0, "linear", target), probability, mask)
+        logits -= gradient * probability * (1 - probability)
+    np.testing.assert_allclose(jnp.mean(jax.nn.sigmoid(logits), axis=(1, 2)), target, atol=0.01)

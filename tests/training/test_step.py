@@ -13,24 +13,40 @@ from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig
 from i3d_jax.model.gates import GateConfig, LayerDropConfig
 from i3d_jax.model.subsampling import SubsamplingConfig
+from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.compiled import CompiledStep, compilations
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.optimizer import OptimizerConfig, make_optimizer
 from i3d_jax.training.sharding import Parallel, ParallelConfig, mesh_shape
 from i3d_jax.training.step import Member, StepConfig, init_state, make_train_step
+from i3d_jax.training.temperature import annealing
 from i3d_jax.types import Batch
 
 LOSS = LossConfig(utility_weight=2.0)
 
 
-def build(predictor="global", loss=LOSS, width=16, accumulate=1, parallel=None, lr=1e-2, remat="none", **gates):
-    encoder = EncoderConfig(num_layers=2, d_model=width, num_heads=2, ffn_dim=2 * width)
+def build(
+    predictor="global",
+    loss=LOSS,
+    width=16,
+    accumulate=1,
+    parallel=None,
+    lr=1e-2,
+    remat="none",
+    tau=1.0,
+    trainable="all",
+    layers=2,
+    **gates,
+):
+    encoder = EncoderConfig(num_layers=layers, d_model=width, num_heads=2, ffn_dim=2 * width)
     config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor, **gates))
     model = ASRModel(config, 80, 7)
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=lr, warmup_steps=5), 100)
-    config = StepConfig(FrontendConfig(), AugmentConfig(time_warp=3), loss, accumulate, remat)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=lr, warmup_steps=5), 100, trainable)
+    config = StepConfig(
+        FrontendConfig(), AugmentConfig(time_warp=3), loss, accumulate, remat, annealing(config.gates, 100), trainable
+    )
     state = init_state(jax.jit(model.init)(jax.random.key(0)), optimizer)
-    member = Member(np.uint32(0), np.float32(loss.utility_weight), np.float32(1.0))
+    member = Member(np.uint32(0), np.float32(loss.utility_weight), np.float32(tau))
     step = make_train_step(model, config, optimizer, gather=parallel and parallel.gather)
     step = jax.jit(step, out_shardings=(parallel.shardings(state), None) if parallel else None)
     return CompiledStep(step, member, 1, lambda line: None), parallel.place(state) if parallel else state
@@ -228,3 +244,79 @@ def test_layer_drop_reports_the_layers_it_drew():
     assert float(metrics.totals.executed_layers) == 0 and np.isfinite(float(metrics.grad_norm))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(after.opt_state[1].mu["layers"]))
     assert np.any(after.opt_state[1].mu["head"]["projection"]["kernel"])
+
+
+def test_an_annealed_temperature_is_that_of_the_step_in_one_program():
+    falling, state = build("global", temperature=2.0, final_temperature=0.5, tau=2.0)
+    constant, _ = build("global")
+    for step in (0, 33, 99, 120):  # of 100: 2 * (1/4)**t, and no further
+        tau = 2.0 * 0.25 ** min(step / 99, 1.0)
+        constant._member = constant._member._replace(temperature=np.float32(tau))
+        at = state._replace(step=jnp.int32(step))
+        metrics, expected = (program(at, make_batch(step))[1] for program in (falling, constant))
+        np.testing.assert_allclose(metrics.totals.executed_layers, expected.totals.executed_layers, rtol=1e-5)
+        np.testing.assert_allclose(metrics.totals.loss, expected.totals.loss, rtol=1e-5)
+    assert len(falling.programs) == 1
+    constant._member = constant._member._replace(temperature=np.float32(2.0))
+    warm = constant(at, make_batch(step))[1]
+    assert abs(metrics.totals.executed_layers - warm.totals.executed_layers) > 1e-3
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("predictor", ["local", "global"])
+def test_training_the_predictor_alone_follows_its_gradient_and_leaves_the_rest(predictor, accumulate):
+    """The predictor moves as in a training of everything whose other gradients are left out of the norm."""
+    step, state = build(predictor, trainable="predictor", accumulate=accumulate)
+    everything, whole = build(predictor)
+    moments = state.opt_state[1]
+    assert set(moments.mu) == set(moments.nu) == {"predictor"}
+    before = jax.device_get(state.params)
+    after, metrics = step(state, make_batch(0))
+    all_after, all_metrics = everything(whole, make_batch(0))
+    rest = ({name: params[name] for name in params if name != "predictor"} for params in (before, after.params))
+    jax.tree.map(np.testing.assert_array_equal, *rest)
+    assert not jax.tree.all(jax.tree.map(np.array_equal, before["predictor"], after.params["predictor"]))
+    np.testing.assert_allclose(metrics.totals.loss, all_metrics.totals.loss, rtol=1e-5)
+    first = 1 - OptimizerConfig().beta1  # of Adam's mean, after clipping by the norm
+    clipped = [min(1.0, OptimizerConfig().clip_norm / float(of.grad_norm)) for of in (metrics, all_metrics)]
+    ours, theirs = after.opt_state[1].mu["predictor"], all_after.opt_state[1].mu["predictor"]
+    ours, theirs = (
+        jax.tree.map(lambda x, share=share: np.asarray(x) / share / first, tree)
+        for tree, share in zip((ours, theirs), clipped, strict=True)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-5), ours, theirs)
+    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(ours)))
+    np.testing.assert_allclose(metrics.grad_norm, norm, rtol=1e-4)
+
+
+def test_training_the_predictor_alone_resumes_bit_equal(tmp_path):
+    step, state = build("local", trainable="predictor")
+    saved, _ = step(state, make_batch(0))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(saved)
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        restored = checkpoints.restore(state)
+    ours, theirs = step(restored, make_batch(1))[0], step(saved, make_batch(1))[0]
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_bad_step_of_the_predictor_alone_is_skipped():
+    step, state = build("global", trainable="predictor")
+    bad = make_batch(1)
+    bad.waveform[0, 100] = np.inf
+    after, metrics = step(state, bad)
+    assert int(metrics.bad_steps) == 1
+    jax.tree.map(np.testing.assert_array_equal, (state.params, state.opt_state), (after.params, after.opt_state))
+
+
+def test_training_the_predictor_alone_keeps_less_of_each_layer():
+    """Neither weight gradients nor what only they need is kept: each layer adds less to the work space."""
+    sizes = {}
+    for trainable in ("all", "predictor"):
+        for layers in (4, 12):
+            step, state = build("local", trainable=trainable, layers=layers)
+            step(state, make_batch(0))
+            (program,) = step.programs.values()
+            sizes[trainable, layers] = program.memory_analysis().temp_size_in_bytes
+    growth = {trainable: sizes[trainable, 12] - sizes[trainable, 4] for trainable in ("all", "predictor")}
+    assert growth["predictor"] < 0.8 * growth["all"], growth
