@@ -144,6 +144,12 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
             f"loss.interctc_layers={taps}: expected ascending numbers from 1 to "
             f"model.encoder.num_layers - 1 = {encoder.num_layers - 1}"
         )
+    conditioned = config.model.self_conditioned_layers
+    if conditioned and conditioned != taps:
+        yield (
+            f"model.self_conditioned_layers={conditioned}: expected the same as loss.interctc_layers={taps}, whose "
+            "predictions they are given, or none"
+        )
     if config.optimizer.schedule == "inverse_sqrt" and config.optimizer.warmup_steps < 1:
         yield "optimizer.warmup_steps=0: the schedule inverse_sqrt is defined by its warm-up: expected at least 1"
     if config.loss.utility_weight > 0 and config.model.gates.predictor == "none":

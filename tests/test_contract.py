@@ -30,14 +30,16 @@ from i3d_jax.training.warm_start import warm_start
 LAYERS, GATES, VOCABULARY, SAMPLES = 3, 2, 11, 8000
 LENGTHS = (8000, 5200, 3000)
 PREDICTORS = ("none", "local", "global")
+CASES = (*PREDICTORS, "self-conditioned")
 
 
 class Case:
     """A pipeline with parameters whose gates vary with the input, and waveforms of three lengths."""
 
-    def __init__(self, predictor):
+    def __init__(self, case):
+        predictor, taps = ("global", (1, 2)) if case == "self-conditioned" else (case, ())
         encoder = EncoderConfig(num_layers=LAYERS, d_model=16, num_heads=2, ffn_dim=32)
-        config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor))
+        config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor), taps)
         self.model = ASRModel(config, 80, VOCABULARY)
         self.pipeline = Pipeline(FrontendConfig(normalization="none"), self.model)
         self.params = self.model.init(jax.random.key(0))
@@ -81,7 +83,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cases():
-    return {predictor: Case(predictor) for predictor in PREDICTORS}
+    return {case: Case(case) for case in CASES}
 
 
 def assert_same(a, b, beta=0.5):
@@ -103,7 +105,7 @@ patterns = st.one_of(
 
 
 @settings(max_examples=25, deadline=None)
-@given(patterns, st.sampled_from(PREDICTORS))
+@given(patterns, st.sampled_from(CASES))
 def test_forced_patterns_give_the_same_result_in_every_execution(cases, pattern, predictor):
     case = cases[predictor]
     results = {execution: case.run(execution, Fixed(pattern)) for execution in EXECUTIONS}
@@ -128,7 +130,7 @@ def encode_eagerly(case, decide, row):
 
 
 @settings(max_examples=15, deadline=None)
-@given(hnp.arrays(bool, (3, LAYERS, GATES)), st.sampled_from(PREDICTORS))
+@given(hnp.arrays(bool, (3, LAYERS, GATES)), st.sampled_from(CASES))
 def test_forced_patterns_give_logits_within_1e5(cases, pattern, predictor):
     case = cases[predictor]
     reference = case.logits(Fixed(pattern), masked)
@@ -142,7 +144,7 @@ def test_forced_patterns_give_logits_within_1e5(cases, pattern, predictor):
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 0.7, 1.0])
-@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("predictor", CASES)
 def test_predicted_gates_agree(cases, predictor, beta):
     case = cases[predictor]
     decide = inference_decision(case.model.config.gates, beta)
@@ -160,7 +162,7 @@ def test_the_cases_have_input_dependent_gates(cases, predictor):
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("predictor", CASES)
 def test_batch_and_padding_do_not_matter(cases, predictor, execution):
     case = cases[predictor]
     decide = inference_decision(case.model.config.gates)
@@ -198,7 +200,7 @@ def counting(counter):
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("predictor", CASES)
 def test_unwanted_branches_are_never_run_and_counts_are_reported(predictor, execution):
     counter = Counter()
     patches = counting(counter)

@@ -93,6 +93,7 @@ class EagerPieces(NamedTuple):
     predict: Callable[..., jax.Array]
     decide: Callable[..., jax.Array]
     probability: Callable[..., jax.Array]
+    condition: Callable[..., jax.Array]
     finish: Callable[..., tuple[jax.Array, ...]]
 
 
@@ -204,7 +205,7 @@ class Pipeline:
         """(params, start, decide) to the result, ``compacted``: what `start` began, for any rows of one length."""
 
         def rest(params: Params, start: Start, decide: Decision) -> Recognition:
-            encoded = self.model.encoder.apply(params, start.x, start.mask, decide, execute=self.compact)
+            encoded = self.model.encode(params, start.x, start.mask, decide, execute=self.compact)
             decoded = _decode(self.model.project(params, encoded.x), start.mask)
             probabilities = jnp.swapaxes(start.probabilities, 0, 1)
             return Recognition(*decoded[:2], encoded.gates, probabilities, start.num_frames, *decoded[2:])
@@ -233,6 +234,7 @@ class Pipeline:
             predict=jax.jit(lambda params, x, mask: encoder.predictor.apply({"params": params}, x, mask)),
             decide=jax.jit(lambda decide, logits, layer: decide(logits, None, layer)),
             probability=jax.jit(encoder.probabilities),
+            condition=jax.jit(model.condition),
             finish=jax.jit(finish),
         )
 
@@ -318,6 +320,8 @@ class EagerProgram:
             else:
                 decide_layer = lambda _, n=n: known[n]  # noqa: E731
             x, gate, logit = encode_layer(self._layer(n), x, self._unused, context, decide_layer, execute_eager)
+            if n + 1 in self.model.config.self_conditioned_layers:
+                x = self._pieces.condition(self._params, x)
             gates.append(gate)
             if known is None:
                 logits.append(np.asarray(logit))

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from i3d_jax.model.encoder import Encoder, EncoderConfig, Execute, Params, Remat, masked
+from i3d_jax.model.encoder import Encoder, EncoderConfig, EncoderOutput, Execute, Params, Remat, masked
 from i3d_jax.model.gates import Decision, GateConfig
-from i3d_jax.model.layers import CTCHead, dropout, sinusoidal_positions, split_keys
+from i3d_jax.model.layers import CTCHead, SelfConditioning, dropout, sinusoidal_positions, split_keys
 from i3d_jax.model.precision import Precision
 from i3d_jax.model.subsampling import Subsampling, SubsamplingConfig, num_subsampled_frames
 from i3d_jax.types import ModelOutput
@@ -23,6 +24,9 @@ class ModelConfig:
     subsampling: SubsamplingConfig = field(default_factory=SubsamplingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     gates: GateConfig = field(default_factory=GateConfig)
+    self_conditioned_layers: tuple[int, ...] = ()
+    """Layers (1 to N - 1, ascending) whose output is given what the CTC head predicts from it, in training and after
+    (self-conditioned CTC); the same as ``loss.interctc_layers``."""
     precision: Precision = "float32"
     """``bfloat16`` rounds activations, and the operands of matrix products, to 16 bits; parameters, sums, softmax, gate
     predictors, logits and losses stay float32."""
@@ -53,6 +57,11 @@ class ASRModel:
         return Encoder(self.config.encoder, self.config.gates, self.config.precision)
 
     @property
+    def conditioning(self) -> SelfConditioning:
+        """What intermediate predictions add to the states."""
+        return SelfConditioning(self.config.encoder.d_model, self.config.precision)
+
+    @property
     def head(self) -> CTCHead:
         """Final norm and CTC projection."""
         return CTCHead(self.vocab_size, self.config.precision)
@@ -62,10 +71,14 @@ class ASRModel:
         return num_subsampled_frames(num_frames)
 
     def init(self, key: jax.Array) -> Params:
-        """Parameters ``{"subsampling", "layers", ["predictor",] "head"}``; always float32."""
+        """Parameters ``{"subsampling", "layers", ["predictor",] "head" [, "conditioning"]}``; always float32."""
         subsampling_key, encoder_key, head_key = jax.random.split(key, 3)
         features, mask = jnp.zeros((1, 16, self.num_mels)), jnp.ones((1, 16), bool)
-        return {
+        conditioning = {}
+        if self.config.self_conditioned_layers:
+            own_key, logits = jax.random.fold_in(head_key, 1), jnp.zeros((1, 1, self.vocab_size))
+            conditioning = {"conditioning": self.conditioning.init(own_key, logits)["params"]}
+        return conditioning | {
             "subsampling": self.subsampling.init(subsampling_key, features, mask)["params"],
             **self.encoder.init(encoder_key),
             "head": self.head.init(head_key, jnp.zeros((1, 1, self.config.encoder.d_model)))["params"],
@@ -87,6 +100,29 @@ class ASRModel:
     def project(self, params: Params, x: jax.Array) -> jax.Array:
         """Encoder states [B, T, D] to CTC logits [B, T, V]."""
         return self.head.apply({"params": params["head"]}, x)  # type: ignore[return-value]
+
+    def condition(self, params: Params, x: jax.Array) -> jax.Array:
+        """Encoder states [B, T, D] of a self-conditioned layer with what the CTC head predicts from them."""
+        logits = self.project(params, x)
+        added = self.conditioning.apply({"params": params["conditioning"]}, logits)
+        return (x + jnp.asarray(added)).astype(x.dtype)
+
+    def encode(
+        self, params: Params, x: jax.Array, mask: jax.Array, decide: Decision, taps: tuple[int, ...] = (), **how: Any
+    ) -> EncoderOutput:
+        """Encoder input [B, T, D] with mask [B, T] to states, gates, and states at taps before they are conditioned.
+
+        Args:
+          params: from ``init``.
+          x: from ``embed``.
+          mask: valid encoder frames.
+          decide: a decision of ``model.gates``.
+          taps: of a self-conditioned model its own whatever they are.
+          how: see ``Encoder.apply``.
+        """
+        own = self.config.self_conditioned_layers
+        after_tap = partial(self.condition, params) if own else None
+        return self.encoder.apply(params, x, mask, decide, taps=own or taps, after_tap=after_tap, **how)
 
     def apply(
         self,
@@ -118,18 +154,19 @@ class ASRModel:
         """
         embed_keys, encoder_keys = split_keys(dropout_keys, 2)
         if gather:
-            params = params | {part: gather(params[part]) for part in ("subsampling", "head")}
+            outside = params.keys() - {"layers", "predictor"}
+            params = params | {part: gather(params[part]) for part in outside}
         embed = jax.checkpoint(self.embed) if remat == "full" else self.embed
         x, mask = embed(params, features, mask, embed_keys)
-        encoded = self.encoder.apply(
+        encoded = self.encode(
             params,
             x,
             mask,
             decide,
+            taps,
             execute=execute,
             gate_keys=gate_keys,
             dropout_keys=encoder_keys,
-            taps=taps,
             gather=gather,
             remat=remat,
         )

@@ -304,6 +304,7 @@ class Encoder:
         gate_keys: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
         taps: tuple[int, ...] = (),
+        after_tap: Callable[[jax.Array], jax.Array] | None = None,
         gather: Callable[[Any], Any] | None = None,
         remat: Remat = "none",
     ) -> EncoderOutput:
@@ -318,6 +319,7 @@ class Encoder:
           gate_keys: [B], of random decisions; each layer folds its index in.
           dropout_keys: [B]; None switches dropout off.
           taps: numbers of layers (1 to N - 1, ascending) whose outputs are returned too.
+          after_tap: makes the input of the next layer out of the output of a tap; None leaves it as it is.
           gather: makes the parameters of one layer, or of a global predictor, whole by a sharding constraint; see
             ``training.sharding``.
           remat: what is computed again for the gradient.
@@ -357,5 +359,7 @@ class Encoder:
             x, ys = run(x, first, last)
             tapped.append(x)
             outputs.append(ys)
+            if after_tap and last < self.config.num_layers:
+                x = after_tap(x)
         gates, probabilities = jax.tree.map(lambda *parts: jnp.swapaxes(jnp.concatenate(parts), 0, 1), *outputs)
-        return EncoderOutput(x, gates, probabilities, tuple(tapped[:-1]))
+        return EncoderOutput(tapped[-1], gates, probabilities, tuple(tapped[:-1]))

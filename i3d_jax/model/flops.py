@@ -32,17 +32,19 @@ class FlopCount:
       branches: branch name -> [B], summed over the layers that executed the branch.
       gate_predictor: [B], every predictor MLP that runs (zero for a model without gates).
       ctc_head: [B].
+      self_conditioning: [B], predictions of intermediate layers and what they add; zero without.
     """
 
     subsampling: np.ndarray
     branches: Mapping[str, np.ndarray]
     gate_predictor: np.ndarray
     ctc_head: np.ndarray
+    self_conditioning: np.ndarray
 
     @property
     def total(self) -> np.ndarray:
         """[B], the sum of all parts."""
-        return self.subsampling + sum(self.branches.values()) + self.gate_predictor + self.ctc_head
+        return sum(self.parts().values(), start=np.zeros(()))
 
     def parts(self) -> dict[str, np.ndarray]:
         """Part name -> [B], in the order of the forward pass."""
@@ -50,6 +52,7 @@ class FlopCount:
             "subsampling": self.subsampling,
             "gate_predictor": self.gate_predictor,
             **self.branches,
+            "self_conditioning": self.self_conditioning,
             "ctc_head": self.ctc_head,
         }
 
@@ -149,11 +152,13 @@ def count_flops_by_part(
         "global": gates.hidden_dim * (d + layers * outputs),
     }[gates.predictor]
     rows = np.ones(max(len(frames), len(calls)))
+    head = 2.0 * frames2 * d * vocab_size * rows
     return FlopCount(
         subsampling=2.0 * macs * rows,
         branches=branches,
         gate_predictor=2.0 * predictor_macs * rows,
-        ctc_head=2.0 * frames2 * d * vocab_size * rows,
+        ctc_head=head,
+        self_conditioning=2 * len(model_config.self_conditioned_layers) * head,
     )
 
 

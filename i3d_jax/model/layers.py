@@ -187,6 +187,19 @@ class CTCHead(nn.Module):
         return Dense(self.vocab_size, self.precision, _xavier, "float32", name="projection")(x)
 
 
+class SelfConditioning(nn.Module):
+    """What the predictions of an intermediate CTC head add to the states (arXiv 2104.02724, Eq. 8): W p + b."""
+
+    d_model: int
+    precision: Precision = "float32"
+
+    @nn.compact
+    def __call__(self, logits: jax.Array) -> jax.Array:
+        """CTC logits [B, T, V] -> [B, T, D]."""
+        posteriors = nn.softmax(logits.astype(jnp.float32)).astype(self.precision)
+        return Dense(self.d_model, self.precision, _xavier, name="posteriors")(posteriors)
+
+
 def sinusoidal_positions(frames: int, width: int) -> np.ndarray:
     """Absolute sinusoidal position embedding (ESPnet's ``PositionalEncoding``): [T, D] float32."""
     angles = np.arange(frames)[:, None] * np.exp(np.arange(0, width, 2) * -(math.log(10000.0) / width))
