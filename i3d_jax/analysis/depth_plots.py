@@ -1,5 +1,7 @@
 """Figures of depth: speech length for each number of executed blocks (paper, Fig. 7), depth against error rate."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,13 +14,18 @@ from i3d_jax.analysis.utterances import UtteranceTable
 _HATCHES = ("", "////", "....", "xxxx")
 
 
-def draw_lengths(table: UtteranceTable, title: str) -> Figure:
+def draw_lengths(table: UtteranceTable, title: str, correlations: Mapping[str, Correlation] | None = None) -> Figure:
     """Box plots of the length of utterances for each number of executed blocks, a panel a branch (paper, Fig. 7).
 
     Boxes are quartiles, whiskers reach the last utterance within 1.5 interquartile ranges, circles lie beyond; the
     number of utterances stands above each box and Spearman's rho, with its 95 % interval, above each panel.
+
+    Args:
+      table: of one evaluation.
+      title: heading, usually model and split.
+      correlations: `depth_correlations` of the table, where they are at hand.
     """
-    correlations = depth_correlations(table)
+    correlations = correlations or depth_correlations(table)
     branches = len(table.gate_names)
     figure, axes = new_figure(3.5 * branches + 0.3, 3.3, branches, sharey=True)
     top = float(table.audio_seconds.max())
@@ -44,13 +51,15 @@ def draw_lengths(table: UtteranceTable, title: str) -> Figure:
     return figure
 
 
-def draw_depth_and_wer(table: UtteranceTable, title: str) -> Figure:
+def draw_depth_and_wer(
+    table: UtteranceTable, title: str, correlations: Mapping[str, Correlation] | None = None
+) -> Figure:
     """Error rate of each utterance against its depth: the executed layers, and the sum of p(execute) / M.
 
     Dots are utterances. On the left the squares are errors / words of the utterances of one depth, with a 95 %
-    bootstrap interval; on the right, of fifths of the utterances by depth.
+    bootstrap interval; on the right, of fifths of the utterances by depth. Arguments are those of `draw_lengths`.
     """
-    correlations = depth_correlations(table)
+    correlations = correlations or depth_correlations(table)
     figure, axes = new_figure(7.3, 3.4, 2, sharey=True)
     rng = np.random.default_rng(0)
     executed, expected = table.executed_layers, table.expected_layers

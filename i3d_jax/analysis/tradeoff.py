@@ -65,30 +65,31 @@ def curve_of_sweep(sweep: Sweep, label: str) -> Curve:
 
 
 def read_curve(path: epath.PathLike, label: str = "") -> Curve:
-    """Reads a curve, or a sweep that ``eval.py`` wrote.
+    """Reads a curve: of ``eval.py --sweep-threshold`` or ``--sweep-budget``, of a pruning, or written by hand.
 
-    A curve is an object with ``label`` and ``points``; a point has ``executed_layers`` and ``wer``, and may have
-    ``wer_interval`` (two numbers) and ``gflops_per_second``. ``num_layers`` may stand beside the points. Other keys
-    are left alone: pruning results say more than is drawn here.
+    An object with ``points`` (or ``rows``); a point has ``executed_layers`` and ``wer``, and may have ``wer_interval``
+    (two numbers) and ``gflops_per_second``. ``label`` and ``num_layers`` may stand beside the points. Other keys are
+    left alone.
 
     Args:
       path: JSON file.
-      label: instead of the file's own.
+      label: instead of the file's own; a file without one is called by its folder and name.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it holds neither.
+      ValueError: it holds no curve.
     """
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such curve")
     try:
         data = json.loads(path.read_text())
-        if "rows" in data and "points" not in data:
+        if "beta" in data:
             return curve_of_sweep(read_sweep(path), label or str(data["model"]))
-        points = [_read_point(point) for point in data["points"]]
+        points = [_read_point(point) for point in data["points" if "points" in data else "rows"]]
         layers = data.get("num_layers")
-        return make_curve(label or str(data["label"]), points, None if layers is None else int(layers))
+        label = label or str(data.get("label", f"{path.parent.name}/{path.stem}"))
+        return make_curve(label, points, None if layers is None else int(layers))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} is not a curve ({error!r}); expected {{"label": "...", "points": [{{"executed_layers": 20.5, '
