@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from i3d_jax.cli.analyse import main
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.experiment import load_saved_config
 from tests.analysis.utterance_tables import make_table, write_folder
-from tests.cli.test_runs import make_run
+from tests.cli.test_runs import DEMO_MODEL, make_run
 from tests.tiny_config import get_config
 
 
@@ -67,9 +68,13 @@ def test_pairs_and_noise_levels_read_the_runs_own_audio(runs, tmp_path):
     with pytest.raises(ValueError, match=r"a: the split test has other utterances than its evaluation"):
         main([str(run), f"--output={tmp_path / 'out'}", "--audio"])
     write_folder(epath.Path(run) / "eval" / "test-masked", dataclasses.replace(table, ids=_ids(corpus)))
-    main([str(run), f"--output={tmp_path / 'out'}", "--audio"])
+    shutil.copytree(DEMO_MODEL, run / "model", dirs_exist_ok=True)
+    main([str(run), f"--output={tmp_path / 'out'}", "--audio", "--pairs=2"])
     tables = json.loads((tmp_path / "out" / "tables.json").read_text())
     assert "SNR (dB)" in tables["runs"]["a"]["regressions"]["expected layers"]["coefficients"]
+    pairs = {one["change"]: one["expected_layers"][0] for one in tables["runs"]["a"]["pairs"]}
+    assert len(pairs) == 8 and abs(pairs["level -6 dB"]) < 1e-4 < abs(pairs["noise, 0 dB SNR"])
+    assert (tmp_path / "out" / "pairs-a.png").exists()
 
 
 def _ids(corpus):
