@@ -1,6 +1,5 @@
-"""Figures. They are drawn on canvases of their own: no pyplot, no global state, no display."""
+"""Figures of gates (paper, Figs. 5 and 6) and of sweeps over thresholds and budgets."""
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,37 +9,23 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from i3d_jax import files
+from i3d_jax.analysis.canvas import BRANCH_TITLES, STYLES, new_figure, pixels, save, tidy
 from i3d_jax.analysis.gate_stats import GateStats
 from i3d_jax.analysis.sweep import Baseline, Sweep
 
-_TITLES = {"mha": "Self-attention (MHA)", "ffn": "Feed-forward (FFN)"}
-# Apart in greyscale too: by marker, line style and darkness.
-_STYLES = (
-    ("#1b4f8a", "o", "-"),
-    ("#c2571a", "s", (0, (5, 2))),
-    ("#4d8b57", "^", (0, (1, 1.2))),
-    ("#7a3e9d", "D", (0, (5, 1.5, 1, 1.5))),
-    ("#111111", "v", (0, (8, 2))),
-    ("#8a8a8a", "P", (0, (2, 2))),
-)
 
-
-def plot_gate_probabilities(stats: GateStats, path: epath.PathLike, title: str, *, threshold: float = 0.5) -> None:
-    """Draws the mean and standard deviation of p(execute) per layer, one panel for each branch (paper, Fig. 5).
+def draw_gate_probabilities(stats: GateStats, title: str, *, threshold: float = 0.5) -> Figure:
+    """The mean and standard deviation of p(execute) per layer, one panel for each branch (paper, Fig. 5).
 
     Filled markers are gates whose mean lies above the threshold.
 
     Args:
       stats: statistics of the gates on a set of utterances.
-      path: PNG file, written atomically.
       title: heading, usually model and split.
       threshold: beta, drawn as a dashed line.
     """
     layers, branches = stats.probability_mean.shape
-    figure = Figure(figsize=(3.5 * branches + 0.3, 3.1), dpi=200, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, branches, sharey=True, squeeze=False)[0]
+    figure, axes = new_figure(3.5 * branches + 0.3, 3.1, branches, sharey=True)
     x = np.arange(1, layers + 1)
     for m, (name, axis) in enumerate(zip(stats.gate_names, axes, strict=True)):
         mean, std = stats.probability_mean[:, m], stats.probability_std[:, m]
@@ -52,15 +37,10 @@ def plot_gate_probabilities(stats: GateStats, path: epath.PathLike, title: str, 
         axis.scatter(x[is_open], mean[is_open], s=20, color="#1b4f8a", zorder=3)
         axis.scatter(x[~is_open], mean[~is_open], s=20, facecolor="white", edgecolor="#1b4f8a", linewidth=1.1, zorder=3)
         blocks = stats.executed_blocks[name]
-        axis.set_title(f"{_TITLES.get(name, name)}: {blocks:.1f} of {layers} executed", fontsize=9)
-        axis.set_xlabel("Layer", fontsize=9)
+        tidy(axis, "Layer", title=f"{BRANCH_TITLES.get(name, name)}: {blocks:.1f} of {layers} executed", grid="y")
         axis.set_xlim(0.3, layers + 0.7)
         axis.set_ylim(-0.04, 1.04)
         axis.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True, min_n_ticks=1))
-        axis.tick_params(labelsize=8)
-        axis.grid(axis="y", color="0.9", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("p(execute), mean ± std", fontsize=9)
     axes[-1].annotate(
         rf"$\beta$ = {threshold:g}",
@@ -74,45 +54,43 @@ def plot_gate_probabilities(stats: GateStats, path: epath.PathLike, title: str, 
         annotation_clip=False,
     )
     figure.suptitle(title, fontsize=10)
-    _write_png(canvas, path)
+    return figure
 
 
-def plot_sweeps(sweeps: Mapping[str, Sweep], path: epath.PathLike, title: str) -> None:
-    """Draws WER against executed layers and against GFLOP per second of audio, a line for each model.
+def plot_gate_probabilities(stats: GateStats, path: epath.PathLike, title: str, *, threshold: float = 0.5) -> None:
+    """Writes `draw_gate_probabilities` as PNG, atomically."""
+    save(draw_gate_probabilities(stats, title, threshold=threshold), path)
+
+
+def draw_sweeps(sweeps: Mapping[str, Sweep], title: str) -> Figure:
+    """WER against executed layers and against GFLOP per second of audio, a line for each model.
 
     Bars are 95 % intervals; the filled marker is the configured threshold; baselines are stars on a dashed line. With
     a single sweep its thresholds are written beside the points.
 
     Args:
       sweeps: label -> sweep, all of one split.
-      path: PNG file, written atomically.
       title: heading, usually model and split.
 
     Raises:
       ValueError: no sweep, more of them than there are line styles, or sweeps of different splits.
     """
-    if not 1 <= len(sweeps) <= len(_STYLES):
-        raise ValueError(f"{len(sweeps)} sweeps: expected 1 to {len(_STYLES)} in one figure")
+    if not 1 <= len(sweeps) <= len(STYLES):
+        raise ValueError(f"{len(sweeps)} sweeps: expected 1 to {len(STYLES)} in one figure")
     splits = sorted({sweep.split for sweep in sweeps.values()})
     if len(splits) > 1:
         raise ValueError(f"sweeps of different splits ({', '.join(splits)}) do not belong in one figure")
-    figure = Figure(figsize=(8.2, 3.7), dpi=200, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
+    figure, axes = new_figure(8.2, 3.7, 2, sharey=True)
     for axis, value, label in zip(
         axes, ("executed_layers", "gflops_per_second"), ("Executed layers", "GFLOP per second of audio"), strict=True
     ):
-        for (name, sweep), style in zip(sweeps.items(), _STYLES, strict=False):
+        for (name, sweep), style in zip(sweeps.items(), STYLES, strict=False):
             _draw_sweep(axis, sweep, value, name, style)
         axis.plot([], [], linestyle="none", color="0.3", marker="o", markersize=7, label=r"filled: configured $\beta$")
         # One evaluation may be the baseline of several sweeps.
         for baseline in dict.fromkeys(sweep.baseline for sweep in sweeps.values() if sweep.baseline is not None):
             _draw_baseline(axis, baseline, value)
-        axis.set_xlabel(label, fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.grid(color="0.9", linewidth=0.6)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, label)
         axis.margins(x=0.07)
     if len(sweeps) == 1:
         _write_thresholds(axes[0], next(iter(sweeps.values())))
@@ -120,7 +98,12 @@ def plot_sweeps(sweeps: Mapping[str, Sweep], path: epath.PathLike, title: str) -
     axes[0].set_ylabel("WER (%), 95 % interval", fontsize=9)
     axes[1].legend(fontsize=8, frameon=False, loc="upper right")
     figure.suptitle(title, fontsize=10)
-    _write_png(canvas, path)
+    return figure
+
+
+def plot_sweeps(sweeps: Mapping[str, Sweep], path: epath.PathLike, title: str) -> None:
+    """Writes `draw_sweeps` as PNG, atomically; its errors are raised before."""
+    save(draw_sweeps(sweeps, title), path)
 
 
 def _draw_sweep(axis: Axes, sweep: Sweep, value: str, name: str, style: tuple) -> None:
@@ -183,7 +166,7 @@ def draw_gate_heat_map(stats: GateStats, title: str) -> np.ndarray:
     """
     layers, branches = stats.probability_mean.shape
     figure = Figure(figsize=(max(0.42 * layers + 1.8, 4.2), 0.42 * 2 * branches + 1.7), dpi=130, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)
     panels = (("mean", stats.probability_mean, 1.0), ("std", stats.probability_std, 0.5))
     for axis, (name, values, highest) in zip(figure.subplots(2, 1, sharex=True), panels, strict=True):
         picture = axis.imshow(values.T, cmap="Greys", vmin=0.0, vmax=highest, aspect="auto")
@@ -197,11 +180,4 @@ def draw_gate_heat_map(stats: GateStats, title: str) -> np.ndarray:
     axis.set_xticks(range(layers), [str(n) for n in range(1, layers + 1)], fontsize=8)
     axis.set_xlabel("Layer", fontsize=8)
     figure.suptitle(title, fontsize=9)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba())[..., :3]
-
-
-def _write_png(canvas: FigureCanvasAgg, path: epath.PathLike) -> None:
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    files.write_bytes(path, buffer.getvalue())
+    return pixels(figure)
