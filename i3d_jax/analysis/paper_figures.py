@@ -79,6 +79,8 @@ _CURVES: dict[Figure, dict[str, _Points]] = {
     },
 }  # fmt: skip
 
+_LABELS = tuple(dict.fromkeys(label for curves in _CURVES.values() for label in curves))
+
 OPEN_GATES: dict[str, dict[str, tuple[int, int, int]]] = {
     "Fig. 5 (CTC)": {"mha": (1, 7, 12), "ffn": (3, 6, 12)},
     "Fig. 6 (InterCTC)": {"mha": (10, 8, 0), "ffn": (12, 11, 0)},
@@ -95,7 +97,7 @@ def paper_curves(figure: Figure) -> tuple[Curve, ...]:
     if figure not in _CURVES:
         raise ValueError(f"figure {figure!r}: expected one of {', '.join(_CURVES)}")
     return tuple(
-        Curve(label, tuple(CurvePoint(float(layers), wer) for layers, wer in points), num_layers=NUM_LAYERS)
+        Curve(label, tuple(CurvePoint(float(layers), wer) for layers, wer in points), NUM_LAYERS, _LABELS.index(label))
         for label, points in _CURVES[figure].items()
     )
 

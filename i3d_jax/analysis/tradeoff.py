@@ -36,11 +36,13 @@ class Curve:
       label: in legends.
       points: by growing depth.
       num_layers: layers N with every gate open; None where it is not known.
+      style: number of its look, the same in every figure; None takes its place in the figure.
     """
 
     label: str
     points: tuple[CurvePoint, ...]
     num_layers: int | None = None
+    style: int | None = None
 
 
 def make_curve(label: str, points: Iterable[CurvePoint], num_layers: int | None = None) -> Curve:
@@ -131,7 +133,7 @@ def relative(curve: Curve, wer: float, num_layers: int | None = None) -> Curve:
         )
         for p in curve.points
     )
-    return Curve(curve.label, points, 1)
+    return Curve(curve.label, points, 1, curve.style)
 
 
 def wer_at_depth(curve: Curve, executed_layers: float) -> float | None:

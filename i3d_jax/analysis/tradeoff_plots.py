@@ -46,14 +46,16 @@ def draw_tradeoff(
 
 def draw_curves(axis: Axes, curves: Sequence[Curve], *, background: Sequence[Curve] = ()) -> None:
     """The lines of `draw_tradeoff` on an axis."""
-    for number, curve in enumerate(background):
+    for place, curve in enumerate(background):
+        number = place if curve.style is None else curve.style
         _, marker, line = STYLES[number % len(STYLES)]
         x, wer = _coordinates(curve)
         axis.plot(
             x, wer, color="0.62", linestyle=line, linewidth=0.9, marker=marker, markersize=3.5, label=curve.label,
             markerfacecolor="white", zorder=1.5,
         )  # fmt: skip
-    for number, curve in enumerate(curves):
+    for place, curve in enumerate(curves):
+        number = place if curve.style is None else curve.style
         color, marker, line = STYLES[number % len(STYLES)]
         x, wer = _coordinates(curve)
         bounds = np.array([point.wer_interval or (point.wer, point.wer) for point in curve.points])
@@ -62,7 +64,7 @@ def draw_curves(axis: Axes, curves: Sequence[Curve], *, background: Sequence[Cur
             axis.errorbar(x, wer, yerr=bars, fmt="none", ecolor=color, elinewidth=0.8, capsize=2, alpha=0.55, zorder=2)
         axis.plot(
             x, wer, color=color, linestyle=line, linewidth=1.2, marker=marker, markersize=5, label=curve.label,
-            fillstyle=_FILLS[number // len(STYLES)], zorder=3,
+            fillstyle=_FILLS[number // len(STYLES) % len(_FILLS)], zorder=3,
         )  # fmt: skip
     lowest, highest = (extreme(p.wer for c in (*curves, *background) for p in c.points) for extreme in (min, max))
     if 0 < 4 * lowest < highest:  # closing gates ruins the text: on a linear axis the useful end would be a flat line
