@@ -64,9 +64,12 @@ def selection_curve(pruning: Pruning) -> list[CurvePoint]:
     ]
 
 
-def write_curve(path: epath.PathLike, split: str, points: Sequence[CurvePoint], meta: dict[str, Any]) -> None:
-    """Writes a curve as JSON, its points under ``rows``, atomically."""
-    data = {"split": split, "rows": [schema.to_dict(point) for point in points], "meta": meta}
+def write_curve(
+    path: epath.PathLike, pruning: Pruning, split: str, points: Sequence[CurvePoint], meta: dict[str, Any]
+) -> None:
+    """Writes a curve as JSON that `analysis.tradeoff.read_curve` reads, its points under ``rows``, atomically."""
+    about = {"label": pruning.label, "split": split, "num_layers": pruning.num_layers}
+    data = about | {"rows": [schema.to_dict(point) for point in points], "meta": meta}
     files.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 

@@ -103,7 +103,7 @@ def prune_run(
             pruning = _continue(pruning, encoded, table, report_meta(seed=config.seed))
         for pattern in pruning.patterns():
             write_pattern(folder / f"depth-{pattern.executed_layers:g}.json", pattern)
-        title = f"{pruning.model}, pruned {unit} by {unit} on {split}"
+        title = f"{pruning.label} on {split}"
         plot_pruning({split: selection_curve(pruning)}, pruning.patterns(), table.with_suffix(".png"), title)
     return pruning
 
@@ -195,9 +195,9 @@ def evaluate_depths(
             )
             meter.update_to(len(points), f"{pattern.executed_layers:g} layers: WER {score.wer:.2f}")
     path = folder / f"curve-{split.replace('/', '_')}.json"
-    write_curve(path, split, points, report_meta(seed=config.seed))
+    write_curve(path, pruning, split, points, report_meta(seed=config.seed))
     curves = {pruning.split: selection_curve(pruning), split: points}
-    title = f"{pruning.model}, pruned {pruning.unit} by {pruning.unit} on {pruning.split}"
+    title = f"{pruning.label} on {pruning.split}"
     plot_pruning(curves, patterns, path.with_suffix(".png"), title)
     return points
 

@@ -125,6 +125,11 @@ class Pruning:
     steps: tuple[Removal, ...] = ()
 
     @property
+    def label(self) -> str:
+        """Its name in figures."""
+        return f"{self.model}, pruned {self.unit} by {self.unit}"
+
+    @property
     def count(self) -> int:
         """Units of the whole model."""
         return self.num_layers * (1 if self.unit == "layer" else len(self.gate_names))
@@ -159,7 +164,7 @@ class Pruning:
                 kept[step.unit] = False
             gates = self.gates(kept)
             depth = gates.sum() / len(self.gate_names)
-            origin = f"{self.model} pruned {self.unit} by {self.unit} on {self.split} to {depth:g} layers"
+            origin = f"{self.label} on {self.split} to {depth:g} layers"
             found.append(Pattern(gates, self.gate_names, origin))
         return found
 
@@ -195,7 +200,7 @@ def inputs_digest(recognizer: Recognizer, corpus: Corpus) -> str:
 def write_pruning(path: epath.PathLike, pruning: Pruning, meta: dict[str, Any]) -> None:
     """Writes the table, from which an interrupted pruning goes on, atomically."""
     data = {name: getattr(pruning, name) for name in ("model", "unit", "split", "inputs", "num_layers", "gate_names")}
-    data |= {"finished": pruning.is_finished, "rows": pruning.rows(), "meta": meta}
+    data |= {"label": pruning.label, "finished": pruning.is_finished, "rows": pruning.rows(), "meta": meta}
     files.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 

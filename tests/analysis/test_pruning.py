@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from i3d_jax.analysis.pruning import format_curve, plot_pruning, selection_curve, write_curve
+from i3d_jax.analysis.tradeoff import read_curve
 from i3d_jax.inference.pruning import Cost, Pruning, Removal
 
 
@@ -28,10 +29,13 @@ def test_the_selection_curve_has_no_intervals(pruning):
 
 def test_it_is_written_and_drawn_with_another_split(pruning, tmp_path):
     points = selection_curve(pruning)
-    write_curve(tmp_path / "curve.json", "dev", points, {"seed": 1})
+    write_curve(tmp_path / "curve.json", pruning, "dev", points, {"seed": 1})
     data = json.loads((tmp_path / "curve.json").read_text())
     assert data["split"] == "dev" and data["meta"] == {"seed": 1}
     assert [row["wer"] for row in data["rows"]] == [10, 20, 90]
+    curve = read_curve(tmp_path / "curve.json")
+    assert curve.label == "m, pruned layer by layer" and curve.num_layers == 2
+    assert [(point.executed_layers, point.wer) for point in curve.points] == [(0, 90), (1, 20), (2, 10)]
     plot_pruning({"dev": points, "test": points}, pruning.patterns(), tmp_path / "curve.png", "title")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match="3 curves: expected 1 to 2"):
