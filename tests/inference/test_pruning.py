@@ -91,7 +91,7 @@ def test_patterns_follow_the_removals(tmp_path):
     for before, after, step in zip(patterns, patterns[1:], pruning.steps[1:], strict=False):
         changed = np.flatnonzero((before.gates != after.gates).reshape(-1))
         assert changed.tolist() == [step.unit]
-    assert patterns[1].origin == "m pruned block by block on dev to 1.5 layers"
+    assert patterns[1].origin == "m, pruned block by block on dev to 1.5 layers"
 
 
 def test_a_damaged_table_is_named(tmp_path):
