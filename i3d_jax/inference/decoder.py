@@ -1,0 +1,137 @@
+"""From CTC scores to tokens by the decoder that is asked for.
+
+===========  ============================================================================================
+greedy       the best token of every frame, inside the compiled program of the execution
+prefix_beam  prefix beam search over the scores that the execution gives, compiled apart
+===========  ============================================================================================
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from i3d_jax.inference.alignment import align, path_log_probs
+from i3d_jax.inference.decoding import BLANK
+from i3d_jax.inference.execution import CTCScores, Recognition
+from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
+from i3d_jax.types import Array
+
+DecoderName = Literal["greedy", "prefix_beam"]
+DECODERS: tuple[DecoderName, ...] = ("greedy", "prefix_beam")
+
+MAX_BEAM = 1000
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """How CTC scores become tokens."""
+
+    decoder: DecoderName = "greedy"
+    """``greedy``, or ``prefix_beam``, which sums over alignments."""
+    beam: int = 10
+    """Prefixes that are kept from frame to frame."""
+    n_best: int = 1
+    """Texts that are given with their scores, at most ``beam``."""
+    tokens_per_frame: int = TOKENS_PER_FRAME
+    """Tokens of a frame by which a prefix may be extended, its most probable ones."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no decoder has."""
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder {self.decoder!r} is unknown: choose one of {', '.join(DECODERS)}")
+        for name, value, most in (("beam", self.beam, MAX_BEAM), ("tokens_per_frame", self.tokens_per_frame, math.inf)):
+            if not 1 <= value <= most:
+                raise ValueError(
+                    f"{name}={value}: expected at least 1" + (f", at most {most}" if most < math.inf else "")
+                )
+        if not 1 <= self.n_best <= self.beam:
+            raise ValueError(f"n_best={self.n_best}: expected 1 to {self.beam}, the beam")
+
+    @property
+    def label(self) -> str:
+        """Short name for reports and folders."""
+        return self.decoder if self.decoder == "greedy" else f"{self.decoder}{self.beam}"
+
+
+GREEDY = DecoderConfig()
+
+
+def decoder_config(decoder: DecoderName | DecoderConfig | None, beam: int | None = None) -> DecoderConfig | None:
+    """The settings of a decoder that is given by its name, or not at all.
+
+    Raises:
+      ValueError: unknown decoder, bad beam, or a beam for what has none.
+    """
+    if beam is None:
+        return DecoderConfig(decoder) if isinstance(decoder, str) else decoder
+    if not isinstance(decoder, str) or decoder == "greedy":
+        raise ValueError(f'beam={beam} needs decoder="prefix_beam": a DecoderConfig has its own, greedy has none')
+    return DecoderConfig(decoder, beam)
+
+
+class Decoder:
+    """Finishes what the program of an execution began.
+
+    Attributes:
+      config: how.
+      timestamps: whether the path is to have probabilities, for times and confidences of words.
+    """
+
+    def __init__(self, config: DecoderConfig = GREEDY, timestamps: bool = False):
+        """Bind; nothing is compiled yet."""
+        self.config = config
+        self.timestamps = timestamps
+        self._search = partial(
+            prefix_beam_search, beam=config.beam, n_best=config.n_best, tokens_per_frame=config.tokens_per_frame
+        )
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the program has to give the scores of all tokens."""
+        return self.timestamps or self.config.decoder != "greedy"
+
+    def __call__(self, recognition: Recognition) -> Recognition:
+        """The recognition with the tokens of this decoder, and with their path; without scores, which are large."""
+        scores = recognition.scores
+        if scores is None:
+            return recognition
+        if self.config.decoder == "greedy":
+            return recognition._replace(scores=None, path_log_probs=_path_log_probs(scores, recognition.path))
+        return with_n_best(recognition, scores, self._search(scores.log_probs, scores.mask))
+
+
+@jax.jit
+def _path_log_probs(scores: CTCScores, path: Array) -> jax.Array:
+    return jnp.where(scores.mask, path_log_probs(scores.log_probs, path), 0.0)
+
+
+def with_n_best(recognition: Recognition, scores: CTCScores, n_best: NBest) -> Recognition:
+    """The recognition with the first of the best sequences of each row as its tokens, aligned to the frames."""
+    num_tokens = n_best.num_tokens[:, 0]
+    longest = int(np.max(num_tokens, initial=1))
+    length = min(n_best.tokens.shape[2], 2 ** (longest - 1).bit_length())  # few shapes
+    path, path_scores, margin = _aligned(scores, n_best.tokens[:, 0, :length], num_tokens, recognition.blank_margin)
+    return recognition._replace(
+        tokens=n_best.tokens[:, 0],
+        num_tokens=num_tokens,
+        path=path,
+        blank_margin=margin,
+        scores=None,
+        path_log_probs=path_scores,
+        n_best=n_best,
+    )
+
+
+@jax.jit
+def _aligned(
+    scores: CTCScores, tokens: Array, num_tokens: Array, blank_margin: Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    path, _ = align(*scores, tokens, num_tokens)
+    # Where the path holds a token the blank is not clear, though it may be more probable.
+    margin = jnp.where(path == BLANK, blank_margin, jnp.minimum(blank_margin, 0.0))
+    return path, _path_log_probs(scores, path), margin
