@@ -2,22 +2,27 @@
 
 ===========  ============================================================================================
 greedy       the best token of every frame, inside the compiled program of the execution
-prefix_beam  prefix beam search over the scores that the execution gives, compiled apart
+prefix_beam  prefix beam search over the scores that the execution gives: compiled apart, or, with a language model,
+             by flashlight-text on the host
 ===========  ============================================================================================
 """
 
+import hashlib
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.alignment import align, path_log_probs
 from i3d_jax.inference.decoding import BLANK
 from i3d_jax.inference.execution import CTCScores, Recognition
+from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
 from i3d_jax.types import Array
 
@@ -25,6 +30,7 @@ DecoderName = Literal["greedy", "prefix_beam"]
 DECODERS: tuple[DecoderName, ...] = ("greedy", "prefix_beam")
 
 MAX_BEAM = 1000
+_NO_LM_WEIGHTS = (0.5, 0.0)  # the defaults: they say that nothing was asked for
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,12 @@ class DecoderConfig:
     """Texts that are given with their scores, at most ``beam``."""
     tokens_per_frame: int = TOKENS_PER_FRAME
     """Tokens of a frame by which a prefix may be extended, its most probable ones."""
+    lm: str = ""
+    """ARPA file of a language model, of words or of the tokenizer's pieces; empty for none."""
+    lm_weight: float = 0.5
+    """Weight of the language model's natural log probabilities."""
+    word_score: float = 0.0
+    """Added for each word, with a language model of words."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no decoder has."""
@@ -49,13 +61,28 @@ class DecoderConfig:
                 raise ValueError(
                     f"{name}={value}: expected at least 1" + (f", at most {most}" if most < math.inf else "")
                 )
+        if self.lm and self.decoder == "greedy":
+            raise ValueError(f'lm={self.lm}: greedy decoding has no language model; take decoder="prefix_beam"')
+        if not self.lm and (self.lm_weight, self.word_score) != _NO_LM_WEIGHTS:
+            raise ValueError("lm_weight and word_score weigh a language model: give one, lm=...")
+        if not 0 <= self.lm_weight < math.inf:
+            raise ValueError(f"lm_weight={self.lm_weight}: expected a number from 0 on")
+        if not math.isfinite(self.word_score):
+            raise ValueError(f"word_score={self.word_score}: expected a finite number")
         if not 1 <= self.n_best <= self.beam:
             raise ValueError(f"n_best={self.n_best}: expected 1 to {self.beam}, the beam")
 
     @property
     def label(self) -> str:
         """Short name for reports and folders."""
-        return self.decoder if self.decoder == "greedy" else f"{self.decoder}{self.beam}"
+        if self.decoder == "greedy":
+            return self.decoder
+        if not self.lm:
+            return f"{self.decoder}{self.beam}"
+        digest = hashlib.sha256(os.fsencode(self.lm)).hexdigest()[:6]
+        return f"{self.decoder}{self.beam}-lm{digest}-{self.lm_weight:g}" + f"-{self.word_score:g}" * bool(
+            self.word_score
+        )
 
 
 GREEDY = DecoderConfig()
@@ -82,13 +109,23 @@ class Decoder:
       timestamps: whether the path is to have probabilities, for times and confidences of words.
     """
 
-    def __init__(self, config: DecoderConfig = GREEDY, timestamps: bool = False):
-        """Bind; nothing is compiled yet."""
+    def __init__(self, tokenizer: Tokenizer, config: DecoderConfig = GREEDY, timestamps: bool = False):
+        """Bind; nothing is compiled yet.
+
+        Raises:
+          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model, as `LanguageModel`, `NGramSearch`.
+        """
         self.config = config
         self.timestamps = timestamps
-        self._search = partial(
-            prefix_beam_search, beam=config.beam, n_best=config.n_best, tokens_per_frame=config.tokens_per_frame
-        )
+        sizes: dict[str, Any] = {
+            "beam": config.beam,
+            "n_best": config.n_best,
+            "tokens_per_frame": config.tokens_per_frame,
+        }
+        self._search: Callable[[CTCScores], NBest] = lambda scores: prefix_beam_search(*scores, **sizes)
+        if config.lm:
+            weights: dict[str, Any] = {"lm_weight": config.lm_weight, "word_score": config.word_score}
+            self._search = NGramSearch(LanguageModel(tokenizer, config.lm), **weights, **sizes)
 
     @property
     def needs_scores(self) -> bool:
@@ -102,7 +139,7 @@ class Decoder:
             return recognition
         if self.config.decoder == "greedy":
             return recognition._replace(scores=None, path_log_probs=_path_log_probs(scores, recognition.path))
-        return with_n_best(recognition, scores, self._search(scores.log_probs, scores.mask))
+        return with_n_best(recognition, scores, self._search(scores))
 
 
 @jax.jit

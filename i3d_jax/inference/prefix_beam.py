@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from i3d_jax.inference.decoding import BLANK, compact
+from i3d_jax.types import Array
 
 TOKENS_PER_FRAME = 40
 """Tokens of a frame by which prefixes are extended; see docs/decoding.md for what it costs."""
@@ -35,9 +36,9 @@ class NBest(NamedTuple):
         that over all alignments. -inf where there is no further sequence.
     """
 
-    tokens: jax.Array
-    num_tokens: jax.Array
-    scores: jax.Array
+    tokens: Array
+    num_tokens: Array
+    scores: Array
 
 
 class _Beam(NamedTuple):

@@ -59,7 +59,7 @@ class Recognizer:
         self.config = config
         self.tokenizer = tokenizer
         self.stats = stats
-        self.decoder = decoder or Decoder()
+        self.decoder = decoder or Decoder(tokenizer)
         self.model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
 
         def pipeline(devices: Sequence[jax.Device] = ()) -> Pipeline:
@@ -88,7 +88,7 @@ class Recognizer:
             return self
         other = self._decoding.get((config, timestamps))
         if other is None:
-            decoder, devices = Decoder(config, timestamps), self.split.devices if self.split else ()
+            decoder, devices = Decoder(self.tokenizer, config, timestamps), self.split.devices if self.split else ()
             other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
             self._decoding[config, timestamps] = other
         return other

@@ -1,15 +1,21 @@
 """Decoders and timestamps on the demo model, through every execution."""
 
+import contextlib
+import difflib
+import importlib.util
+
 import jax
 import numpy as np
 import pytest
 
 from i3d_jax.audio.io import read_audio
+from i3d_jax.data import demo_corpus
 from i3d_jax.inference.decoder import DecoderConfig
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.transcription import alone, padded
+from i3d_jax.inference.windows import FRAME
 from tests.trainings import ROOT
 
 SAMPLE = ROOT / "docs" / "demo_model" / "sample.flac"
@@ -55,15 +61,27 @@ def test_words_spell_the_text_and_lie_in_the_recording(asr, noisy):
 def test_words_of_windows_are_where_the_speech_is(asr):
     sample = read_audio(SAMPLE, 16000)
     once = asr.transcribe(sample, sample_rate=16000, timestamps=True).words
-    pause = 1e-3 * np.random.default_rng(0).standard_normal(8000).astype(np.float32)
-    long = np.concatenate([sample, pause] * 8)
-    result = asr.transcribe(long, sample_rate=16000, timestamps=True)
-    assert len(result.segments) > 3
-    period = (len(sample) + 8000) / 16000
+    step = -(-(len(sample) + 6000) // FRAME) * FRAME  # every window begins with a sentence
+    pause = 1e-3 * np.random.default_rng(0).standard_normal(step - len(sample)).astype(np.float32)
+    period = step / 16000
+    result = asr.transcribe(
+        np.concatenate([sample, pause] * 8),
+        sample_rate=16000,
+        timestamps=True,
+        window_seconds=2 * period,
+        overlap_seconds=period,
+    )
+    assert len(result.segments) == 7
     expected = [(word.word, word.begin + i * period) for i in range(8) for word in once]
     found = [(word.word, word.begin) for word in result.words]
-    assert [word for word, _ in found] == [word for word, _ in expected]
-    assert max(abs(a[1] - b[1]) for a, b in zip(found, expected, strict=True)) < 0.1
+    same = difflib.SequenceMatcher(None, *([word for word, _ in each] for each in (found, expected)), autojunk=False)
+    pairs = [
+        (found[block.a + i][1], expected[block.b + i][1])
+        for block in same.get_matching_blocks()
+        for i in range(block.size)
+    ]
+    assert len(pairs) >= 0.6 * len(expected)  # two sentences at once cost the small model some words
+    assert np.abs(np.subtract(*np.transpose(pairs))).max() < 0.12
 
 
 def test_the_paths_of_a_beam_hold_its_tokens(asr, noisy):
@@ -108,6 +126,26 @@ def test_what_is_compiled_for_a_decoder_is_kept(asr):
     assert asr.with_decoder(None) is asr.with_decoder(DecoderConfig()) is asr
     assert asr.with_decoder(config).with_decoder(None) is asr.with_decoder(config)
     assert not asr.pipeline.keep_scores and asr.with_decoder(None, timestamps=True).pipeline.keep_scores
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed: no demo speech"
+)
+def test_words_begin_about_when_the_synthesiser_says_them(asr):
+    takes = [
+        take for take in demo_corpus._plan(demo_corpus.DemoCorpusConfig(1, 1, 40, seed=77)) if take.split == "test"
+    ]
+    generator = np.random.default_rng(0)
+    with contextlib.closing(demo_corpus.speak([take.job for take in takes])) as spoken:
+        known = [(demo_corpus._finish(one.pcm, one.rate, generator), one.word_begins) for one in spoken]
+    results = asr.transcribe([audio for audio, _ in known], sample_rate=16000, timestamps=True)
+    errors = []
+    for take, (_, begins), result in zip(takes, known, results, strict=True):
+        assert (np.diff(begins) >= 0).all() and begins[0] == 0 and len(begins) <= len(take.text.split())
+        if result.text == take.text and len(begins) == len(result.words):  # eSpeak runs some words together
+            errors += [word.begin - begin for word, begin in zip(result.words, begins, strict=True)]
+    assert len(errors) > 40
+    assert np.abs(errors).mean() < 0.15 and np.abs(np.median(errors)) < 0.1
 
 
 @pytest.mark.parametrize(
