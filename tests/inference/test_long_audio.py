@@ -92,7 +92,9 @@ def test_every_word_is_there_once(asr, pause, spread):
         for word, wanted in zip(
             result.words, word_times(asr.tokenizer, whole, asr.config.frontend, len(samples)), strict=True
         ):
-            assert word[:3] == wanted[:3] and word.confidence == pytest.approx(wanted.confidence)
+            assert word.word == wanted.word and word.confidence == pytest.approx(wanted.confidence)
+            # The edge of a window may cut a token of several frames.
+            assert word[1:3] == pytest.approx(wanted[1:3], abs=0.04 * (spread - 1) + 1e-9)
 
 
 # -- The demo model ---------------------------------------------------------------------------------------------------
