@@ -68,7 +68,7 @@ class EvalFlags:
     lm_weight: float | None = None
     """Weight of the language model; default: 0.5. ``python -m i3d_jax.cli.tune_lm`` finds a better one."""
     word_score: float | None = None
-    """Added for each word, with a language model of words; default: 0."""
+    """Added for each word, with a language model, which by itself prefers short texts; default: 0."""
     sweep_budget: tuple[float, ...] | None = None
     """Evaluate these budgets, ``--sweep-budget=0.4,0.6``; without values 0.3 to 1.0. Writes
     ``RUN/eval/budget-<split>.{json,png}``."""

@@ -40,8 +40,8 @@ class TuneFlags:
     """Prefixes that are kept from frame to frame."""
     lm_weights: tuple[float, ...] = WEIGHTS
     """Weights to try, ``--lm-weights=0,0.5``."""
-    word_scores: tuple[float, ...] | None = None
-    """Word scores to try; default: 0, 1 and 2 with a language model of words, 0 with one of pieces."""
+    word_scores: tuple[float, ...] = WORD_SCORES
+    """Word scores to try, ``--word-scores=0,1``."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def tune(
     lm: str,
     beam: int,
     lm_weights: Sequence[float] = WEIGHTS,
-    word_scores: Sequence[float] | None = None,
+    word_scores: Sequence[float] = WORD_SCORES,
 ) -> list[TunedPoint]:
     """Error rates on dev for every pair of weights, in the order given.
 
@@ -94,8 +94,6 @@ def tune(
       ValueError: a bad beam or weight, or a language model that does not fit.
     """
     model = LanguageModel(recognizer.tokenizer, lm)
-    if word_scores is None:
-        word_scores = WORD_SCORES if model.is_of_words else (0.0,)
     pairs = [(weight, bonus) for weight in lm_weights for bonus in word_scores]
     if not pairs:
         raise ValueError("no weights to try: give --lm-weights and --word-scores")

@@ -50,7 +50,7 @@ class DecoderConfig:
     lm_weight: float = 0.5
     """Weight of the language model's natural log probabilities."""
     word_score: float = 0.0
-    """Added for each word, with a language model of words."""
+    """Added for each word: language models prefer short texts."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no decoder has."""

@@ -29,7 +29,6 @@ class LanguageModel:
     """An n-gram language model for a tokenizer.
 
     Attributes:
-      path: where it was read.
       is_of_words: whether it is one of words, not of pieces.
     """
 
@@ -47,7 +46,6 @@ class LanguageModel:
           ValueError: it is no ARPA file, or its pieces are not those of the tokenizer.
         """
         kenlm, dictionary = _flashlight("decoder.kenlm"), _flashlight("dictionary")
-        self.path = path
         self.pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
         words = read_unigrams(path)
         self.is_of_words = not any(word.startswith(SPACE) for word in words)
@@ -85,29 +83,25 @@ class NGramSearch:
         Args:
           model: the language model.
           lm_weight: of its natural log probabilities.
-          word_score: added for each word; for a language model of words.
+          word_score: added for each word; with a model of pieces, for each piece that begins one.
           beam: prefixes that are kept from frame to frame.
           n_best: token sequences that are given.
           tokens_per_frame: most probable tokens of a frame by which prefixes are extended, the blank included.
-
-        Raises:
-          ValueError: a word score with a model of pieces.
         """
-        if word_score and not model.is_of_words:
-            raise ValueError(f"word_score={word_score}: {model.path} is a language model of pieces, not of words")
         decoders = _flashlight("decoder")
         self._n_best = n_best
+        plain = not model.is_of_words and not word_score  # without a detour through Python
         options = decoders.LexiconFreeDecoderOptions(
             beam_size=beam,
             beam_size_token=min(tokens_per_frame, len(model.pieces)),
             beam_threshold=_NO_THRESHOLD,
-            lm_weight=1.0 if model.is_of_words else lm_weight * _LN10,
+            lm_weight=lm_weight * _LN10 if plain else 1.0,
             sil_score=0.0,
             log_add=True,
             criterion_type=decoders.CriterionType.CTC,
         )
         # Kept: the decoder holds only what it is in C++.
-        self._language = _word_scores(decoders, model, lm_weight, word_score) if model.is_of_words else model.kenlm
+        self._language = model.kenlm if plain else _weighted(decoders, model, lm_weight, word_score)
         # No token stands for silence: before the first frame there is a blank.
         self._decoder = decoders.LexiconFreeDecoder(options, self._language, BLANK, BLANK, [])
 
@@ -136,14 +130,17 @@ class NGramSearch:
         return found
 
 
-def _word_scores(decoders: ModuleType, model: LanguageModel, lm_weight: float, word_score: float) -> Any:
-    """A language model of pieces that asks one of words when a word is complete; with the weights of `NGramSearch`."""
-    language, pieces = model.kenlm, model.pieces
+def _weighted(decoders: ModuleType, model: LanguageModel, lm_weight: float, word_score: float) -> Any:
+    """A language model of tokens for the decoder, with the weights of `NGramSearch`.
+
+    A model of pieces is asked for every token, one of words when a word is complete.
+    """
+    language, pieces, scale = model.kenlm, model.pieces, lm_weight * _LN10
     index, unknown = {word: i for i, word in enumerate(model.entries)}, len(model.entries) - 1
     silent = {BLANK, Tokenizer.unk_id, len(pieces) - 1}  # the last one is <sos/eos>
 
-    class WordScores(decoders.LM):  # type: ignore[name-defined, misc]
-        """States are told apart by their tokens; each has the state of the words before, and the word begun."""
+    class Weighted(decoders.LM):  # type: ignore[name-defined, misc]
+        """States are told apart by their tokens; each has the language model's state, and the word begun."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -159,26 +156,34 @@ def _word_scores(decoders: ModuleType, model: LanguageModel, lm_weight: float, w
         def score(self, state: Any, token: int) -> tuple[Any, float]:
             after = state.child(token)
             if after not in self._known:
-                before, word = self._known[state]
-                piece, score = "" if token in silent else pieces[token], 0.0
-                if piece.startswith(SPACE):
-                    before, score = self._complete(before, word)
-                    word, piece = "", piece.removeprefix(SPACE)
-                self._known[after], self._scores[after] = (before, word + piece), score
+                extend = self._with_word if model.is_of_words else self._with_piece
+                *known, self._scores[after] = extend(*self._known[state], token)
+                self._known[after] = (known[0], known[1])
             return after, self._scores[after]
 
         def finish(self, state: Any) -> tuple[Any, float]:
             before, score = self._complete(*self._known[state])
             _, end = language.finish(before)
-            return state, score + lm_weight * _LN10 * end
+            return state, score + scale * end
+
+        def _with_piece(self, before: Any, word: str, token: int) -> tuple[Any, str, float]:
+            after, score = language.score(before, token)
+            return after, "", scale * score + word_score * pieces[token].startswith(SPACE)
+
+        def _with_word(self, before: Any, word: str, token: int) -> tuple[Any, str, float]:
+            piece, score = "" if token in silent else pieces[token], 0.0
+            if piece.startswith(SPACE):
+                before, score = self._complete(before, word)
+                word, piece = "", piece.removeprefix(SPACE)
+            return before, word + piece, score
 
         def _complete(self, before: Any, word: str) -> tuple[Any, float]:
             if not word:
                 return before, 0.0
             after, score = language.score(before, index.get(word, unknown))
-            return after, lm_weight * _LN10 * score + word_score
+            return after, scale * score + word_score
 
-    return WordScores()
+    return Weighted()
 
 
 def _flashlight(name: str) -> ModuleType:

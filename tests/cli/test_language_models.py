@@ -88,7 +88,7 @@ def test_a_language_model_is_trained_tuned_and_used(demo_run, text, tmp_path, un
     tune_lm.main([str(demo_run), f"--lm={lm}", "--beam=5", "--lm-weights=0,0.5"])
     printed = capsys.readouterr().out
     table = json.loads((demo_run / "eval" / "lm-dev.json").read_text())
-    assert len(table["rows"]) == (6 if unit == "word" else 2) and table["beam"] == 5
+    assert len(table["rows"]) == 6 and table["beam"] == 5
     plain, best = table["rows"][0], table["best"]
     assert best in table["rows"] and best["wer"] <= min(row["wer"] for row in table["rows"]) <= plain["wer"]
     options = printed.strip().splitlines()[-1].partition("--decoder")[2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from i3d_jax.data.ngram_training import train_ngrams, write_ngrams
-from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
+from i3d_jax.data.tokenizer import SPACE, Tokenizer, TokenizerConfig
 from i3d_jax.inference.decoder import DecoderConfig
 from i3d_jax.inference.execution import CTCScores
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
@@ -48,13 +48,14 @@ def model(folder, tokenizer, unit):
             written = [tokenizer.piece(i) if (tokenizer.piece(i),) in table else "<unk>" for i in ids]
         sentence = ["<s>", *(word if (word,) in table else "<unk>" for word in written), "</s>"]
         total = sum(log10(table, tuple(sentence[max(0, i - 2) : i]), sentence[i]) for i in range(1, len(sentence)))
-        return total * np.log(10), len(written)
+        begun = sum(tokenizer.piece(i).startswith(SPACE) for i in ids)
+        return total * np.log(10), len(written) if unit == "word" else begun
 
     return folder / f"{unit}.arpa", score
 
 
 @needs_flashlight
-@pytest.mark.parametrize("unit, word_score", [("word", 0.0), ("word", 1.3), ("piece", 0.0)])
+@pytest.mark.parametrize("unit, word_score", [("word", 0.0), ("word", 1.3), ("piece", 0.0), ("piece", 1.3)])
 def test_a_beam_of_every_prefix_is_exact(tmp_path, tokenizer, unit, word_score):
     path, language = model(tmp_path, tokenizer, unit)
     vocabulary = tokenizer.vocab_size
@@ -108,8 +109,6 @@ def test_models_of_other_pieces_are_refused(tmp_path, tokenizer):
     other = Tokenizer.train(["XYZ QRS"], TokenizerConfig("char", 9))
     with pytest.raises(ValueError, match="of its 3 pieces are not the tokenizer's, such as 'A'"):
         LanguageModel(other, path)
-    with pytest.raises(ValueError, match=r"word_score=1: .* is a language model of pieces"):
-        NGramSearch(LanguageModel(tokenizer, path), lm_weight=0.5, word_score=1)
     path.write_text("\\data\\\nngram 1=2\n\n\\1-grams:\n-1\tA\n-1\t</s>\n\n\\end\\\n")
     with pytest.raises(ValueError, match=r"piece\.arpa is not a language model that KenLM reads"):
         LanguageModel(tokenizer, path)
