@@ -30,6 +30,7 @@ DecoderName = Literal["greedy", "prefix_beam"]
 DECODERS: tuple[DecoderName, ...] = ("greedy", "prefix_beam")
 
 MAX_BEAM = 1000
+_LEAST_FRAMES, _LEAST_TOKENS = 32, 16
 _NO_LM_WEIGHTS = (0.5, 0.0)  # the defaults: they say that nothing was asked for
 
 
@@ -139,7 +140,28 @@ class Decoder:
             return recognition
         if self.config.decoder == "greedy":
             return recognition._replace(scores=None, path_log_probs=_path_log_probs(scores, recognition.path))
-        return with_n_best(recognition, scores, self._search(scores))
+        frames, scores = scores.mask.shape[1], _padded(scores)
+        n_best = self._search(scores)
+        tokens, num_tokens = n_best.tokens[:, 0], n_best.num_tokens[:, 0]
+        length = max(_LEAST_TOKENS, 2 ** max(int(np.max(num_tokens, initial=0)) - 1, 0).bit_length())
+        path, posteriors = (each[:, :frames] for each in _aligned(scores, tokens[:, :length], num_tokens))
+        return recognition._replace(
+            tokens=tokens[:, :frames],
+            num_tokens=num_tokens,
+            path=path,
+            blank_margin=_unclear_at_tokens(path, recognition.blank_margin),
+            scores=None,
+            path_log_probs=posteriors,
+            n_best=n_best,
+        )
+
+
+def _padded(scores: CTCScores) -> CTCScores:
+    """Scores with few different numbers of frames, at most an eighth (or 31) more: each is a compilation."""
+    frames = scores.mask.shape[1]
+    step = max(_LEAST_FRAMES, 2 ** (max(frames - 1, 1).bit_length() - 3))
+    more = -frames % step
+    return CTCScores(jnp.pad(scores.log_probs, ((0, 0), (0, more), (0, 0))), jnp.pad(scores.mask, ((0, 0), (0, more))))
 
 
 @jax.jit
@@ -147,28 +169,14 @@ def _path_log_probs(scores: CTCScores, path: Array) -> jax.Array:
     return jnp.where(scores.mask, path_log_probs(scores.log_probs, path), 0.0)
 
 
-def with_n_best(recognition: Recognition, scores: CTCScores, n_best: NBest) -> Recognition:
-    """The recognition with the first of the best sequences of each row as its tokens, aligned to the frames."""
-    num_tokens = n_best.num_tokens[:, 0]
-    longest = int(np.max(num_tokens, initial=1))
-    length = min(n_best.tokens.shape[2], 2 ** (longest - 1).bit_length())  # few shapes
-    path, path_scores, margin = _aligned(scores, n_best.tokens[:, 0, :length], num_tokens, recognition.blank_margin)
-    return recognition._replace(
-        tokens=n_best.tokens[:, 0],
-        num_tokens=num_tokens,
-        path=path,
-        blank_margin=margin,
-        scores=None,
-        path_log_probs=path_scores,
-        n_best=n_best,
-    )
+@jax.jit
+def _aligned(scores: CTCScores, tokens: Array, num_tokens: Array) -> tuple[jax.Array, jax.Array]:
+    """The path [B, T] of tokens [B, U], and its log probabilities."""
+    path, _ = align(*scores, tokens, num_tokens)
+    return path, _path_log_probs(scores, path)
 
 
 @jax.jit
-def _aligned(
-    scores: CTCScores, tokens: Array, num_tokens: Array, blank_margin: Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    path, _ = align(*scores, tokens, num_tokens)
-    # Where the path holds a token the blank is not clear, though it may be more probable.
-    margin = jnp.where(path == BLANK, blank_margin, jnp.minimum(blank_margin, 0.0))
-    return path, _path_log_probs(scores, path), margin
+def _unclear_at_tokens(path: Array, blank_margin: Array) -> jax.Array:
+    """Where a path holds a token the blank is not clear, though it may be more probable."""
+    return jnp.where(path == BLANK, blank_margin, jnp.minimum(blank_margin, 0.0))
