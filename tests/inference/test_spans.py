@@ -1,9 +1,11 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i3d_jax.audio.frontend import FrontendConfig
+from i3d_jax.audio.frontend import FrontendConfig, log_mel
 from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
 from i3d_jax.inference.spans import joined, token_spans
 from i3d_jax.inference.timestamps import frame_centre, word_times
@@ -54,11 +56,6 @@ def test_the_centre_of_a_frame_is_that_of_what_it_reads(preset, seconds):
     assert frame_centre(config, 0) / 16000 == seconds
     assert frame_centre(config, 5) - frame_centre(config, 0) == 5 * 640
     # Samples at both ends of what frame 2 reads change it, those beyond do not.
-    import jax
-    import jax.numpy as jnp
-
-    from i3d_jax.audio.frontend import log_mel
-
     model = ASRModel(ModelConfig(encoder=EncoderConfig(num_layers=1, d_model=16, num_heads=2, ffn_dim=16)), 80, 9)
     params = model.init(jax.random.key(0))
     noise = np.random.default_rng(0).standard_normal((1, 8000)).astype(np.float32)
