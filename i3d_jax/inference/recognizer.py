@@ -81,7 +81,7 @@ class Recognizer:
 
         Args:
           config: of the decoder.
-          timestamps: whether its paths are to have probabilities, for `words`.
+          timestamps: whether its paths are to have probabilities, for times and confidences of words.
         """
         config = config or self.decoder.config
         if (config, timestamps) == (self.decoder.config, self.decoder.timestamps):
@@ -90,6 +90,7 @@ class Recognizer:
         if other is None:
             decoder, devices = Decoder(self.tokenizer, config, timestamps), self.split.devices if self.split else ()
             other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
+            other._unstacked = self._unstacked  # not twice in memory
             self._decoding[config, timestamps] = other
         return other
 

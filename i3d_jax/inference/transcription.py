@@ -33,7 +33,11 @@ _MOST_ROWS = 64
 
 
 class Hypothesis(NamedTuple):
-    """A text with the score by which the decoder ranks it: a log probability, summed over the alignments it kept."""
+    """A text with the score by which the decoder ranks it.
+
+    That is the natural log of its probability, summed over the alignments that were kept, plus what a language model
+    adds to it.
+    """
 
     text: str
     score: float
