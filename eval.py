@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from etils import epath
@@ -17,6 +17,7 @@ from etils import epath
 from i3d_jax.analysis.sweep import format_sweep
 from i3d_jax.budget_sweep import sweep_budgets
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
+from i3d_jax.inference.decoder import GREEDY, DecoderConfig, DecoderName
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.pattern import read_pattern
 from i3d_jax.inference.recognizer import load
@@ -58,6 +59,16 @@ class EvalFlags:
     pattern: str = ""
     """Pattern file (docs/controls.md) whose blocks are executed for every utterance, whatever the gates say; excludes
     thresholds, budgets and sweeps."""
+    decoder: DecoderName = "greedy"
+    """``greedy``, or ``prefix_beam``: prefix beam search, alone or with a language model (docs/decoding.md)."""
+    beam: int | None = None
+    """Prefixes that ``--decoder=prefix_beam`` keeps; default: 10."""
+    lm: str = ""
+    """ARPA file of words or of the tokenizer's pieces, as ``python -m i3d_jax.cli.ngram`` writes it."""
+    lm_weight: float | None = None
+    """Weight of the language model; default: 0.5. ``python -m i3d_jax.cli.tune_lm`` finds a better one."""
+    word_score: float | None = None
+    """Added for each word, with a language model, which by itself prefers short texts; default: 0."""
     sweep_budget: tuple[float, ...] | None = None
     """Evaluate these budgets, ``--sweep-budget=0.4,0.6``; without values 0.3 to 1.0. Writes
     ``RUN/eval/budget-<split>.{json,png}``."""
@@ -67,7 +78,8 @@ def main(argv: list[str]) -> None:
     """Evaluate and print a table."""
     flags = parse_flags(argv, EvalFlags, description=__doc__ or "")
     run = epath.Path(flags.run).expanduser()
-    recognizer = spread(load(run))
+    decoder = _decoder(flags)
+    recognizer = spread(load(run)).with_decoder(decoder)
     config = load_saved_config(run / "config.json")
     if flags.data:
         config = replace(config, data=replace(config.data, source=flags.data))
@@ -86,6 +98,8 @@ def main(argv: list[str]) -> None:
         pattern = read_pattern(epath.Path(flags.pattern).expanduser(), layers, names)
     sweeps = [option is not None for option in (flags.sweep_threshold, flags.sweep_budget)]
     if any(sweeps):
+        if decoder != GREEDY:
+            raise ValueError(f"a sweep decodes greedily: leave out --decoder={flags.decoder}")
         if all(sweeps) or (flags.threshold, flags.budget, flags.execution) != (None, None, None):
             raise ValueError("a sweep sets threshold or budget, and the execution: leave out the options for one")
         if flags.sweep_threshold is not None:
@@ -98,7 +112,7 @@ def main(argv: list[str]) -> None:
         return
     # A pattern skips in dense models too, of which the fastest execution otherwise skips nothing.
     execution = flags.execution or ("compacted" if pattern else recognizer.best_execution(rows=2))
-    folder = evaluation_folder(run, split, execution, flags.threshold, flags.budget, tag, pattern)
+    folder = evaluation_folder(run, split, execution, flags.threshold, flags.budget, tag, pattern, decoder)
     if against is not None and against.resolve() == folder.resolve():
         raise ValueError(f"--against={flags.against}: this evaluation is written there; name another one")
     rows, stats = evaluate_run(
@@ -116,6 +130,22 @@ def main(argv: list[str]) -> None:
             f"95 % paired-bootstrap interval {low:+.2f} to {high:+.2f}, "
             f"fewer errors in {100 * difference.probability_a_better:.0f} % of the resamples"
         )
+
+
+def _decoder(flags: EvalFlags) -> DecoderConfig:
+    """The decoder that the flags ask for.
+
+    Raises:
+      ValueError: a bad value, or options of a decoder or language model that there is none of.
+    """
+    own: dict[str, Any] = {"beam": flags.beam, "lm_weight": flags.lm_weight, "word_score": flags.word_score}
+    given = {name: value for name, value in own.items() if value is not None}
+    if flags.decoder == "greedy" and (given or flags.lm):
+        options = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["lm"] if flags.lm else [])])
+        raise ValueError(f"{options}: greedy decoding has no such option; add --decoder=prefix_beam")
+    if not flags.lm and given.keys() - {"beam"}:
+        raise ValueError("--lm-weight and --word-score weigh a language model: give one with --lm")
+    return DecoderConfig(flags.decoder, lm=flags.lm and os.path.abspath(os.path.expanduser(flags.lm)), **given)
 
 
 def _tag(data: str) -> str:

@@ -3,10 +3,12 @@
 import jax
 from etils import epath
 
+from i3d_jax import schema
 from i3d_jax.analysis.gate_stats import GateStats, gate_statistics
 from i3d_jax.analysis.plots import plot_gate_probabilities
 from i3d_jax.data.corpora import Corpus, load_corpus
 from i3d_jax.experiment import ExperimentConfig
+from i3d_jax.inference.decoder import GREEDY, DecoderConfig
 from i3d_jax.inference.evaluation import Evaluation, check_lengths, evaluate, real_time_factor
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.pattern import Pattern
@@ -63,10 +65,12 @@ def evaluation_folder(
     budget: float | None = None,
     tag: str = "",
     pattern: Pattern | None = None,
+    decoder: DecoderConfig = GREEDY,
 ) -> epath.Path:
     """Where ``evaluate_run`` writes one evaluation."""
     fixed = f"-pattern{pattern.digest}" if pattern else ""
-    return workdir / "eval" / (_file_name(f"{tag}{split}-{execution}", threshold, budget) + fixed)
+    decoded = "" if decoder == GREEDY else f"-{decoder.label}"
+    return workdir / "eval" / (_file_name(f"{tag}{split}-{execution}", threshold, budget) + fixed + decoded)
 
 
 def spread(recognizer: Recognizer) -> Recognizer:
@@ -89,7 +93,7 @@ def evaluate_run(
 ) -> tuple[list[ReportRow], GateStats]:
     """Evaluate on one split; hypotheses, gates and scores go below ``<workdir>/eval/``, ``tag`` leading their names.
 
-    A ``pattern`` replaces the decision of the model; it excludes threshold and budget.
+    A ``pattern`` replaces the decision of the model; it excludes threshold and budget. The decoder is the recogniser's.
 
     Raises:
       FileNotFoundError: no such split, or no evaluation in the folder ``against``.
@@ -102,15 +106,16 @@ def evaluate_run(
     corpus = load_split(config, split)
     if against is not None:
         check_against(corpus, against)
+    decoder = recognizer.decoder.config
     rows: list[ReportRow] = []
     stats: GateStats | None = None
     for execution in executions:
         result = evaluate(recognizer, corpus, decide, execution, config.evaluation, config.batching)
         factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
-        row = result.row(recognizer.config.name, execution, split, factor)
+        row = result.row(recognizer.config.name, execution, decoder.label, split, factor)
         stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
-        folder = evaluation_folder(workdir, split, execution, threshold, budget, tag, pattern)
-        _write_evaluation(folder, result, row, stats, config, recognizer.gate_names, pattern)
+        folder = evaluation_folder(workdir, split, execution, threshold, budget, tag, pattern, decoder)
+        _write_evaluation(folder, result, row, stats, config, recognizer, pattern)
         rows.append(row)
     assert stats is not None
     if config.model.gates.predictor != "none" and pattern is None:
@@ -127,12 +132,14 @@ def _write_evaluation(
     row: ReportRow,
     stats: GateStats,
     config: ExperimentConfig,
-    gate_names: tuple[str, ...],
+    recognizer: Recognizer,
     pattern: Pattern | None,
 ) -> None:
-    result.write(folder, gate_names)
+    result.write(folder, recognizer.gate_names)
     key = f"{row['model']}/{row['split']}"
     meta = report_meta(seed=config.seed) | {"score": result.score.to_dict()}
+    if recognizer.decoder.config != GREEDY:
+        meta["decoder"] = schema.to_dict(recognizer.decoder.config)
     if pattern is not None:
         meta["pattern"] = pattern.to_dict()
     write_report(folder / "report.json", Report(rows=[row], gates={key: stats.to_dict()}, meta=meta))

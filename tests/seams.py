@@ -71,7 +71,8 @@ def seam_quality(asr: Recognizer, recording: Joined, plan: WindowPlan) -> SeamQu
 
     windows = [hear(window.first_frame) for window in cut_windows([samples], plan)]
     pieces = list(merge(windows, plan.overlap_frames))
-    tokens, frames = (np.concatenate(x) for x in zip(*(piece[2:] for piece in pieces), strict=True))
+    tokens = np.concatenate([piece.tokens for piece in pieces])
+    frames = np.concatenate([piece.spans.starts for piece in pieces])
     differences = []
     for before, after in itertools.pairwise(windows):
         first, end = after.first_frame, before.first_frame + len(before.path)

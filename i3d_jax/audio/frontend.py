@@ -78,6 +78,11 @@ def num_frames(config: FrontendConfig, num_samples: Count) -> Count:
     return frames * long_enough  # an arithmetic select: the same for int, numpy and traced arrays
 
 
+def feature_centre(config: FrontendConfig, frame: int) -> int:
+    """The sample in the middle of the window of a feature frame."""
+    return _HOP * frame + (_WINDOW // 2 if config.preset == "kaldi" else 0)
+
+
 def log_mel(config: FrontendConfig, waveform: Array, num_samples: Array) -> tuple[jax.Array, jax.Array]:
     """Log-mel features.
 

@@ -5,7 +5,8 @@ resampled to 16 kHz, brought to one loudness, mixed with noise at 20 to 50 dB, a
 layout. No sentence occurs twice, so none is shared between train, dev and test; the voices are.
 
 eSpeak NG (GPL-3-or-later, installed by ``espeakng-loader``) is never loaded into this process: `espeak_worker` runs in
-a process of its own and only writes audio. Synthesised speech is not covered by the engine's licence.
+a process of its own and only writes audio, and when words begin. Synthesised speech is not covered by the engine's
+licence.
 """
 
 import contextlib
@@ -98,6 +99,20 @@ class DemoCorpusConfig:
     """Test utterances."""
     seed: int = 0
     """Seed of sentences, voices, rates and noise: the corpus is a function of it."""
+
+
+class Spoken(NamedTuple):
+    """What eSpeak NG said.
+
+    Attributes:
+      pcm: [S] int16 samples.
+      rate: of the samples, in Hz.
+      word_begins: seconds at which words begin, as eSpeak NG counts them: it runs some together ("in the").
+    """
+
+    pcm: np.ndarray
+    rate: int
+    word_begins: np.ndarray
 
 
 class _Take(NamedTuple):
@@ -196,8 +211,8 @@ def _plan(config: DemoCorpusConfig) -> list[_Take]:
 def _generate(takes: Sequence[_Take], seed: int, folder: epath.Path) -> None:
     rng = np.random.default_rng([seed, 3])
     transcripts: dict[epath.Path, list[str]] = {}
-    with contextlib.closing(_speak([take.job for take in takes])) as spoken:
-        for take, (pcm, rate) in zip(progress(takes, "demo corpus"), spoken, strict=True):
+    with contextlib.closing(speak([take.job for take in takes])) as spoken:
+        for take, (pcm, rate, _) in zip(progress(takes, "demo corpus"), spoken, strict=True):
             speaker, chapter, _ = take.id.split("-")
             place = folder / take.split / speaker / chapter
             if place not in transcripts:
@@ -222,8 +237,13 @@ def _finish(pcm: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(mixed * min(1.0, 0.99 / np.abs(mixed).max()), np.float32)
 
 
-def _speak(jobs: Sequence[dict[str, Any]]) -> Generator[tuple[np.ndarray, int], None, None]:
-    """Yields (int16 samples, sampling rate) of each job, spoken in order by one fresh subprocess."""
+def speak(jobs: Sequence[dict[str, Any]]) -> Generator[Spoken, None, None]:
+    """Speaks jobs (see `espeak_worker`) in order, in one fresh subprocess.
+
+    Raises:
+      ModuleNotFoundError: ``espeakng-loader`` is not installed.
+      OSError: eSpeak NG failed; the message holds the last line that it printed.
+    """
     spec = importlib.util.find_spec("espeakng_loader")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the demo corpus is spoken by eSpeak NG: pip install espeakng-loader")
@@ -245,8 +265,9 @@ def _speak(jobs: Sequence[dict[str, Any]]) -> Generator[tuple[np.ndarray, int], 
                     process.stdin.close()
                 rate = _read_uint32(process.stdout)
                 for _ in jobs:
-                    size = 2 * _read_uint32(process.stdout)
-                    yield np.frombuffer(_read_exactly(process.stdout, size), "<i2"), rate
+                    pcm = np.frombuffer(_read_exactly(process.stdout, 2 * _read_uint32(process.stdout)), "<i2")
+                    begins = _read_exactly(process.stdout, 4 * _read_uint32(process.stdout))
+                    yield Spoken(pcm, rate, np.frombuffer(begins, "<u4") / 1000)
             except EOFError:
                 process.wait()
                 errors.seek(0)

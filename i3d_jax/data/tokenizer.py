@@ -14,6 +14,9 @@ from etils import epath
 
 from i3d_jax import files
 
+SPACE = "\u2581"
+"""SentencePiece's mark of a space, with which the first piece of a word begins."""
+
 # The C++ library writes to stderr, below any Python logging: keep only what is fatal.
 _QUIET = 2
 
@@ -138,10 +141,30 @@ class Tokenizer:
         Raises:
           ValueError: an id is outside [0, V).
         """
-        pieces = []
-        for i in map(int, ids):
-            if not 0 <= i < self.vocab_size:
-                raise ValueError(f"token id {i} is outside [0, {self.vocab_size})")
-            if i not in (self.blank_id, self.unk_id, self.sos_eos_id):
-                pieces.append(i)
-        return str(self._pieces.decode(pieces))
+        return str(self._pieces.decode([i for i in map(int, ids) if self._is_piece(i)]))
+
+    def words(self, ids: Iterable[int]) -> list[tuple[str, list[int]]]:
+        """The words of token ids, as `decode` spells them, each with the positions of its tokens.
+
+        Raises:
+          ValueError: an id is outside [0, V).
+        """
+        words: list[tuple[str, list[int]]] = []
+        for position, i in enumerate(map(int, ids)):
+            if not self._is_piece(i):
+                continue
+            first, *rest = self.piece(i).split(SPACE)
+            if not words:
+                words.append(("", []))
+            words[-1] = (words[-1][0] + first, [*words[-1][1], position] if first else words[-1][1])
+            words += [(part, [position]) for part in rest]
+        return [(word, positions) for word, positions in words if word]
+
+    def piece(self, id: int) -> str:
+        """How a token is written, `SPACE` being the space before a word; ``<sos/eos>`` for the last one."""
+        return "<sos/eos>" if id == self.sos_eos_id else str(self._pieces.id_to_piece(id))
+
+    def _is_piece(self, id: int) -> bool:
+        if not 0 <= id < self.vocab_size:
+            raise ValueError(f"token id {id} is outside [0, {self.vocab_size})")
+        return id not in (self.blank_id, self.unk_id, self.sos_eos_id)

@@ -40,7 +40,11 @@ def greedy_decode(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Ar
 def merge_repeats(path: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Tokens [B, T] and their numbers [B], as of `greedy_decode`, of a path [B, T]: repeats merged, blanks dropped."""
     previous = jnp.pad(path[:, :-1], ((0, 0), (1, 0)), constant_values=BLANK)
-    keep = (path != BLANK) & (path != previous)
+    return compact(path, (path != BLANK) & (path != previous))
+
+
+def compact(path: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The frames [B, T] of a path that are kept, moved to the left and padded with 0, and their numbers [B]."""
     # Kept frames move to the position of their rank; the others are sent out of range, where a scatter drops them.
     position = jnp.where(keep, jnp.cumsum(keep, axis=1) - 1, path.shape[1])
     rows = jnp.arange(path.shape[0])[:, None]

@@ -51,4 +51,5 @@ class EncodedCorpus:
 
     def _results(self, decide: Fixed) -> Iterator[tuple[np.ndarray, Recognition]]:
         for indices, start in self._batches:
-            yield indices, jax.device_get(self._recognizer.pipeline.rest(self._recognizer.params, start, decide))
+            recognition = self._recognizer.pipeline.rest(self._recognizer.params, start, decide)
+            yield indices, jax.device_get(self._recognizer.decoder(recognition))

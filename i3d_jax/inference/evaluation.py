@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -76,17 +76,21 @@ class Evaluation:
         """GFLOP per second of audio, over the whole corpus."""
         return float(self.gflops.sum() / self.audio_seconds.sum())
 
-    def row(self, model: str, execution: Execution, split: str, real_time_factor: float | None) -> ReportRow:
+    def row(
+        self, model: str, execution: Execution, decoder: str, split: str, factor: "RealTimeFactor | None"
+    ) -> ReportRow:
         """A row of ``report.json``."""
         return ReportRow(
             model=model,
             execution=execution,
+            decoder=decoder,
             split=split,
             wer=self.score.wer,
             cer=self.score.cer,
             executed_layers=self.executed_layers,
             gflops_per_second=self.gflops_per_second,
-            real_time_factor=real_time_factor,
+            real_time_factor=factor.total if factor else None,
+            decoder_real_time_factor=factor.decoder if factor else None,
         )
 
     def write(self, folder: epath.PathLike, gate_names: tuple[str, ...]) -> None:
@@ -252,24 +256,41 @@ def _check(corpus: Corpus, config: EvaluationConfig) -> None:
     check_lengths(corpus, config)
 
 
-def real_time_factor(
-    recognizer: Recognizer, corpus: Corpus, decide: Decisions, execution: Execution, utterances: int
-) -> float | None:
+class RealTimeFactor(NamedTuple):
     """Compute seconds / audio seconds at batch 1: front end, model and decoding, audio already in memory.
 
-    Each utterance runs twice, and the second run counts: the first may compile. None when ``utterances`` is 0.
+    Attributes:
+      total: of all of it.
+      decoder: the part from scores to text; None where decoding is inside the program of the encoder.
+    """
+
+    total: float
+    decoder: float | None
+
+
+def real_time_factor(
+    recognizer: Recognizer, corpus: Corpus, decide: Decisions, execution: Execution, utterances: int
+) -> RealTimeFactor | None:
+    """Measures it. Each utterance runs twice, and the second run counts: the first may compile.
+
+    None when ``utterances`` is 0.
     """
     if utterances <= 0:
         return None
     chosen = np.unique(np.linspace(0, len(corpus) - 1, min(utterances, len(corpus))).round().astype(int))
-    compute = audio = 0.0
+    compute = decoding = audio = 0.0
     for index in chosen:
         waveform = corpus.load_audio(int(index))
         padded, num_samples = alone(waveform)
         own = decision_of(decide, np.array([index]), 1)
         recognizer.text(recognizer.recognize(padded, num_samples, own, execution))
         start = time.perf_counter()
-        recognizer.text(recognizer.recognize(padded, num_samples, own, execution))
-        compute += time.perf_counter() - start
+        scored = recognizer.run(padded, num_samples, own, execution)
+        if recognizer.decoder.needs_scores:
+            jax.block_until_ready(scored)
+        encoded = time.perf_counter()
+        recognizer.text(jax.device_get(recognizer.decoder(scored)))
+        end = time.perf_counter()
+        compute, decoding = compute + end - start, decoding + end - encoded
         audio += len(waveform) / corpus.sample_rate
-    return compute / audio
+    return RealTimeFactor(compute / audio, decoding / audio if recognizer.decoder.needs_scores else None)

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.inference.decoding import frame_path, merge_repeats
+from i3d_jax.inference.prefix_beam import NBest
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import (
     Execute,
@@ -56,11 +57,19 @@ def unknown_execution(execution: str) -> ValueError:
     return ValueError(f"execution {execution!r} is unknown: choose one of {', '.join(EXECUTIONS)}")
 
 
+class CTCScores(NamedTuple):
+    """Log probabilities [B, T, V] of the CTC head; mask [B, T], True = valid frame."""
+
+    log_probs: Array
+    mask: Array
+
+
 class Recognition(NamedTuple):
     """Tokens [B, T] (0 beyond num_tokens [B]), gates [B, N, M] bool, gate probabilities [B, N, M], frames [B].
 
     ``num_frames`` counts feature frames, before subsampling; ``path`` and ``blank_margin`` [B, T] are those of
-    `frame_path`.
+    `frame_path`. The rest is there where it was asked for: the ``scores`` that a decoder begins with; the log
+    probabilities of the path [B, T], and the best token sequences, that it leaves (`inference.decoder`).
     """
 
     tokens: Array
@@ -70,6 +79,9 @@ class Recognition(NamedTuple):
     num_frames: Array
     path: Array
     blank_margin: Array
+    scores: CTCScores | None = None
+    path_log_probs: Array | None = None
+    n_best: NBest | None = None
 
 
 class Start(NamedTuple):
@@ -94,13 +106,17 @@ class EagerPieces(NamedTuple):
     decide: Callable[..., jax.Array]
     probability: Callable[..., jax.Array]
     condition: Callable[..., jax.Array]
-    finish: Callable[..., tuple[jax.Array, ...]]
+    finish: Callable[..., "Decoded"]
 
 
-def _decode(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Tokens, their numbers, path and margins of the blank, as in `Recognition`."""
-    path, blank_margin = frame_path(logits, mask)
-    return *merge_repeats(path), path, blank_margin
+class Decoded(NamedTuple):
+    """What follows from the logits, as in `Recognition`."""
+
+    tokens: jax.Array
+    num_tokens: jax.Array
+    path: jax.Array
+    blank_margin: jax.Array
+    scores: CTCScores | None
 
 
 class Pipeline:
@@ -116,6 +132,7 @@ class Pipeline:
         model: ASRModel,
         stats: GlobalStats | None = None,
         devices: Sequence[jax.Device] = (),
+        keep_scores: bool = False,
     ):
         """Bind configuration; nothing is compiled yet.
 
@@ -125,7 +142,9 @@ class Pipeline:
           stats: of global normalisation.
           devices: among which the compiled executions split batches, whose rows their number divides; empty leaves
             the place to jax.
+          keep_scores: whether the programs give the scores of all tokens too, for another decoder than the greedy one.
         """
+        self.keep_scores = keep_scores
         self.frontend = frontend
         self.model = model
         self.stats = stats
@@ -181,9 +200,13 @@ class Pipeline:
     ) -> Recognition:
         features, mask = self.features(waveform, num_samples)
         output = self.model.apply(params, features, mask, decide, execute=execute)
-        tokens, num_tokens, path, blank_margin = _decode(output.logits, output.mask)
-        frames = jnp.sum(mask, axis=1)
-        return Recognition(tokens, num_tokens, output.gates, output.gate_probabilities, frames, path, blank_margin)
+        decoded = self._decode(output.logits, output.mask)
+        return _recognition(decoded, output.gates, output.gate_probabilities, jnp.sum(mask, axis=1))
+
+    def _decode(self, logits: jax.Array, mask: jax.Array) -> Decoded:
+        path, blank_margin = frame_path(logits, mask)
+        scores = CTCScores(jax.nn.log_softmax(logits.astype(jnp.float32)), mask) if self.keep_scores else None
+        return Decoded(*merge_repeats(path), path, blank_margin, scores)
 
     @cached_property
     def start(self) -> Callable[[Params, Array, Array, Decision], Start]:
@@ -206,9 +229,8 @@ class Pipeline:
 
         def rest(params: Params, start: Start, decide: Decision) -> Recognition:
             encoded = self.model.encode(params, start.x, start.mask, decide, execute=self.compact)
-            decoded = _decode(self.model.project(params, encoded.x), start.mask)
-            probabilities = jnp.swapaxes(start.probabilities, 0, 1)
-            return Recognition(*decoded[:2], encoded.gates, probabilities, start.num_frames, *decoded[2:])
+            decoded = self._decode(self.model.project(params, encoded.x), start.mask)
+            return _recognition(decoded, encoded.gates, jnp.swapaxes(start.probabilities, 0, 1), start.num_frames)
 
         return jax.jit(rest)
 
@@ -225,8 +247,8 @@ class Pipeline:
 
             return jax.jit(run)
 
-        def finish(params: Params, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
-            return _decode(model.project(params, x), mask)
+        def finish(params: Params, x: jax.Array, mask: jax.Array) -> Decoded:
+            return self._decode(model.project(params, x), mask)
 
         return EagerPieces(
             start=self.start,
@@ -338,17 +360,16 @@ class EagerProgram:
         start = self._pieces.start(self._params, waveform, num_samples, decide)
         known = None if self._local else np.asarray(start.gates)
         x, gates, logits = self.encode(start.x, start.mask, decide, known)
-        tokens, num_tokens, path, blank_margin = self._pieces.finish(self._params, x, start.mask)
+        decoded = self._pieces.finish(self._params, x, start.mask)
         probabilities = self._pieces.probability(np.stack(logits)) if self._local else start.probabilities
-        return Recognition(
-            np.asarray(tokens),
-            np.asarray(num_tokens),
-            gates,
-            np.swapaxes(np.asarray(probabilities), 0, 1),
-            np.asarray(start.num_frames),
-            np.asarray(path),
-            np.asarray(blank_margin),
-        )
+        recognition = _recognition(decoded, gates, np.swapaxes(np.asarray(probabilities), 0, 1), start.num_frames)
+        # Scores stay on the device, where they are decoded.
+        return jax.tree.map(np.asarray, recognition._replace(scores=None))._replace(scores=decoded.scores)
+
+
+def _recognition(decoded: Decoded, gates: Array, probabilities: Array, num_frames: Array) -> Recognition:
+    tokens, num_tokens, path, blank_margin, scores = decoded
+    return Recognition(tokens, num_tokens, gates, probabilities, num_frames, path, blank_margin, scores)
 
 
 def execute_eager(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from i3d_jax.inference.execution import Execution
+from i3d_jax.inference.spans import TokenSpans, joined
+from i3d_jax.inference.timestamps import Word, word_times
 from i3d_jax.inference.windows import FRAME, HeardWindow, WindowPlan, cut_windows, merge
 from i3d_jax.model.gates import Decision
 from i3d_jax.progress import ProgressMeter
@@ -41,6 +43,7 @@ class StreamTranscription(NamedTuple):
       audio_seconds: length of the audio.
       compute_seconds: wall time of front end, model, decoding and merging (compilation of the one shape included when
         it is new); reading is not counted.
+      words: with times, if the recogniser's decoder gives timestamps.
     """
 
     text: str
@@ -48,6 +51,7 @@ class StreamTranscription(NamedTuple):
     gflops: float
     audio_seconds: float
     compute_seconds: float
+    words: tuple[Word, ...] | None = None
 
 
 def mean_gates(segments: Sequence[Segment]) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +82,7 @@ def transcribe_stream(
     """Transcribe a stream of samples in overlapping windows.
 
     Each window is an utterance of its own: normalised by itself, with gates and positions of its own. All have one
-    shape, so that one program is compiled. What grows with the length is the text and the gates of the segments.
+    shape, so that one program is compiled. What grows with the length is the text, its times, and the segments' gates.
 
     Args:
       recognizer: the model.
@@ -94,11 +98,12 @@ def transcribe_stream(
     """
     hearing = _Hearing(recognizer, plan, decide, execution)
     total = None if num_samples is None else plan.count(num_samples)
-    tokens: list[int] = []
+    spans: list[TokenSpans] = []
     bounds: list[int] = []
     with ProgressMeter(total, "transcribing", unit="windows") if show_progress else nullcontext() as meter:
         for done, piece in enumerate(merge(hearing.windows(blocks), plan.overlap_frames), start=1):
-            tokens += piece.tokens.tolist()
+            if len(piece.tokens):
+                spans.append(piece.spans)
             bounds.append(piece.end_frame)
             if meter:
                 meter.update_to(done)
@@ -108,9 +113,13 @@ def transcribe_stream(
     gates = zip(hearing.gates, hearing.gate_probabilities, strict=True)
     segments = (Segment(*span, *of) for span, of in zip(zip(seconds, seconds[1:], strict=False), gates, strict=True))
     begun = time.perf_counter()
-    text = recognizer.tokenizer.decode(tokens)
+    whole = joined(spans)
+    text = recognizer.tokenizer.decode(whole.tokens.tolist())
+    words = None
+    if recognizer.decoder.timestamps:
+        words = word_times(recognizer.tokenizer, whole, recognizer.config.frontend, hearing.num_samples)
     compute_seconds = hearing.seconds + time.perf_counter() - begun
-    return StreamTranscription(text, tuple(segments), hearing.gflops, audio_seconds, compute_seconds)
+    return StreamTranscription(text, tuple(segments), hearing.gflops, audio_seconds, compute_seconds, words)
 
 
 class _Hearing:
@@ -136,4 +145,5 @@ class _Hearing:
             self.gflops += float(self._recognizer.gflops(recognition, self._execution)[0])
             self.num_samples = window.first_frame * FRAME + len(window.samples)
             self.seconds += time.perf_counter() - begun
-            yield HeardWindow(window.first_frame, path, margin)
+            posterior = None if (of := recognition.path_log_probs) is None else np.asarray(of[0, :frames])
+            yield HeardWindow(window.first_frame, path, margin, posterior)

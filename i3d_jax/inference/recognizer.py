@@ -15,6 +15,7 @@ from i3d_jax.audio.frontend import GlobalStats, num_frames
 from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
+from i3d_jax.inference.decoder import Decoder, DecoderConfig, DecoderName, decoder_config
 from i3d_jax.inference.execution import (
     EXECUTIONS,
     Execution,
@@ -45,15 +46,27 @@ class Recognizer:
     """A model with its parameters and tokenizer."""
 
     def __init__(
-        self, config: RecognizerConfig, params: Params, tokenizer: Tokenizer, stats: GlobalStats | None = None
+        self,
+        config: RecognizerConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        stats: GlobalStats | None = None,
+        *,
+        devices: Sequence[jax.Device] = (),
+        decoder: Decoder | None = None,
     ):
-        """Bind; nothing is compiled yet."""
+        """Bind; nothing is compiled yet. See `over_devices` and `with_decoder`."""
         self.config = config
         self.tokenizer = tokenizer
         self.stats = stats
+        self.decoder = decoder or Decoder(tokenizer)
         self.model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
-        self.pipeline = Pipeline(config.frontend, self.model, stats)
-        self.split: Pipeline | None = None
+
+        def pipeline(devices: Sequence[jax.Device] = ()) -> Pipeline:
+            return Pipeline(config.frontend, self.model, stats, devices, keep_scores=self.decoder.needs_scores)
+
+        self.pipeline = pipeline()
+        self.split = pipeline(devices) if devices else None
         self.params = params
 
     def over_devices(self, devices: Sequence[jax.Device]) -> "Recognizer":
@@ -61,8 +74,24 @@ class Recognizer:
 
         Batches whose rows the number of devices does not divide run on one of them.
         """
-        other = Recognizer(self.config, self.params, self.tokenizer, self.stats)
-        other.split = Pipeline(self.config.frontend, self.model, self.stats, devices)
+        return Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=self.decoder)
+
+    def with_decoder(self, config: DecoderConfig | None, timestamps: bool = False) -> "Recognizer":
+        """The same model with another decoder; None keeps the decoder. What was compiled for one is kept.
+
+        Args:
+          config: of the decoder.
+          timestamps: whether its paths are to have probabilities, for times and confidences of words.
+        """
+        config = config or self.decoder.config
+        if (config, timestamps) == (self.decoder.config, self.decoder.timestamps):
+            return self
+        other = self._decoding.get((config, timestamps))
+        if other is None:
+            decoder, devices = Decoder(self.tokenizer, config, timestamps), self.split.devices if self.split else ()
+            other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
+            other._unstacked = self._unstacked  # not twice in memory
+            self._decoding[config, timestamps] = other
         return other
 
     @property
@@ -75,6 +104,7 @@ class Recognizer:
         self._params = params
         self._unstacked: Params | None = None
         self._programs: dict[tuple[Execution, bool], Any] = {}
+        self._decoding: dict[tuple[DecoderConfig, bool], Recognizer] = {}
 
     @cached_property
     def gate_names(self) -> tuple[str, ...]:
@@ -123,6 +153,11 @@ class Recognizer:
         fetch: Callable[[Any], Any] = jax.device_get,
     ) -> Recognition:
         """Run a batch, waveform [B, S] and num_samples [B], to tokens and gates that ``fetch`` brings to the host."""
+        recognition: Recognition = fetch(self.decoder(self.run(waveform, num_samples, decide, execution)))
+        return recognition
+
+    def run(self, waveform: Array, num_samples: Array, decide: Decision, execution: Execution) -> Recognition:
+        """The program of an execution: what `decoder` finishes, on the devices."""
         split = self.split is not None and execution != "eager" and not len(waveform) % len(self.split.devices)
         program = self._programs.get((execution, split))
         if program is None:
@@ -131,7 +166,7 @@ class Recognizer:
             if pipeline.unstacks(execution):  # once, for all executions that do
                 params = self._unstacked = self._unstacked or self.model.encoder.unstack(params)
             program = self._programs[execution, split] = pipeline.program(execution, params)
-        recognition: Recognition = fetch(program(waveform, num_samples, decide))
+        recognition: Recognition = program(waveform, num_samples, decide)
         return recognition
 
     def regroups(self, shape: tuple[int, ...], execution: Execution) -> bool:
@@ -177,6 +212,9 @@ class Recognizer:
         decide: Decision | None = None,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
+        decoder: DecoderName | DecoderConfig | None = None,
+        beam: int | None = None,
+        timestamps: bool = False,
         show_progress: bool = False,
     ) -> Transcription: ...
 
@@ -192,6 +230,9 @@ class Recognizer:
         decide: Decision | None = None,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
+        decoder: DecoderName | DecoderConfig | None = None,
+        beam: int | None = None,
+        timestamps: bool = False,
         show_progress: bool = False,
     ) -> list[Transcription]: ...
 
@@ -206,6 +247,9 @@ class Recognizer:
         decide: Decision | None = None,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
+        decoder: DecoderName | DecoderConfig | None = None,
+        beam: int | None = None,
+        timestamps: bool = False,
         show_progress: bool = False,
     ) -> Transcription | list[Transcription]:
         """Transcribe one file, or samples with their rate; or a list of either, in batches.
@@ -227,12 +271,16 @@ class Recognizer:
           window_seconds: length of the windows, 1 to 480; None takes the model's own (``config.window_seconds``).
           overlap_seconds: that neighbouring windows share, 0.4 to half a window; None takes a quarter of a window, 4 s
             at most.
+          decoder: ``greedy`` or ``prefix_beam``, or all settings of one; None takes the recogniser's own, which is
+            ``greedy`` unless it was made `with_decoder`.
+          beam: of a decoder that is given by name; None takes its default.
+          timestamps: give times and confidences of the words, ``words`` of the result.
           show_progress: of long audio, on stderr.
 
         Raises:
-          ValueError: bad threshold, budget, execution, window or overlap, damaged audio, samples without a rate or
-            outside [-1, 1], or audio too short for one encoder frame; of a list nothing has been recognised then where
-            the fault shows in the head of a file or in samples.
+          ValueError: bad threshold, budget, execution, decoder, beam, window or overlap, damaged audio, samples without
+            a rate or outside [-1, 1], or audio too short for one encoder frame; of a list nothing has been recognised
+            then where the fault shows in the head of a file or in samples.
           TypeError: float gates in an execution other than ``masked``.
           FileNotFoundError: no such file.
         """
@@ -246,13 +294,14 @@ class Recognizer:
         window_seconds = self.config.window_seconds if window_seconds is None else window_seconds
         overlap_seconds = default_overlap(window_seconds) if overlap_seconds is None else overlap_seconds
         plan = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate)
+        decoding = self.with_decoder(decoder_config(decoder, beam), timestamps)
         if not isinstance(audio, Sequence) or isinstance(audio, str):
             opened = open_audio(self, audio, sample_rate, plan)
-            return transcribe_one(self, opened, plan, decide, execution, show_progress)
+            return transcribe_one(decoding, opened, plan, decide, execution, show_progress)
         for each in audio:
             checked_length(self, each, sample_rate)
         every = (open_audio(self, each, sample_rate, plan) for each in audio)
-        return transcribe_many(self, every, plan, decide, execution, show_progress)
+        return transcribe_many(decoding, every, plan, decide, execution, show_progress)
 
     def warm_up(
         self,

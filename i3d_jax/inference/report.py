@@ -24,17 +24,20 @@ class ReportRow(TypedDict):
 
     ``wer`` and ``cer`` are percentages, ``executed_layers`` counts (executed branches / M) averaged over utterances,
     ``gflops_per_second`` is GFLOP per second of audio, ``real_time_factor`` compute seconds / audio seconds (None
-    when it was not measured).
+    when it was not measured), ``decoder_real_time_factor`` the part of it that the decoder takes (None for greedy
+    decoding too, which is inside the program of the encoder).
     """
 
     model: str
     execution: str
+    decoder: str
     split: str
     wer: float
     cer: float
     executed_layers: float
     gflops_per_second: float
     real_time_factor: float | None
+    decoder_real_time_factor: float | None
 
 
 class Report(TypedDict):
@@ -48,14 +51,16 @@ class Report(TypedDict):
 _COLUMNS = {
     "model": ("model", "{}"),
     "execution": ("execution", "{}"),
+    "decoder": ("decoder", "{}"),
     "split": ("split", "{}"),
     "wer": ("WER", "{:.2f}"),
     "cer": ("CER", "{:.2f}"),
     "executed_layers": ("executed layers", "{:.2f}"),
     "gflops_per_second": ("GFLOP per s", "{:.3f}"),
     "real_time_factor": ("RTF", "{:.4f}"),
+    "decoder_real_time_factor": ("of the decoder", "{:.4f}"),
 }
-_TEXT_COLUMNS = ("model", "execution", "split")
+_TEXT_COLUMNS = ("model", "execution", "decoder", "split")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece", "jiwer")
 
 
@@ -142,7 +147,7 @@ def _check_row(row: ReportRow) -> None:
         missing, extra = sorted(set(_COLUMNS) - set(row)), sorted(set(row) - set(_COLUMNS))
         raise ValueError(f"report row {dict(row)}: missing fields {missing}, unknown fields {extra}")
     for key, value in row.items():
-        if key in _TEXT_COLUMNS or (key == "real_time_factor" and value is None):
+        if key in _TEXT_COLUMNS or (key.endswith("real_time_factor") and value is None):
             continue
         if not math.isfinite(float(value)):  # type: ignore[arg-type]
             raise ValueError(f"report row {row['model']}/{row['split']}: {key} is {value}, expected a finite number")

@@ -102,7 +102,7 @@ def _regrouped(
             num_frames=num_frames[own],
         )
         decide = Fixed(np.swapaxes(gates[:, own], 0, 1))
-        yield indices[chosen], fetch(recognizer.pipeline.rest(recognizer.params, start, decide))
+        yield indices[chosen], fetch(recognizer.decoder(recognizer.pipeline.rest(recognizer.params, start, decide)))
 
 
 def by_pattern(gates: np.ndarray) -> np.ndarray:

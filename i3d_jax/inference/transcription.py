@@ -12,9 +12,12 @@ import numpy as np
 from i3d_jax.audio.frontend import num_frames
 from i3d_jax.audio.io import audio_info, check_samples, read_audio, resample, resampled_length
 from i3d_jax.audio.stream import stream_audio
+from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.execution import Execution, Recognition
 from i3d_jax.inference.long_audio import Segment, StreamTranscription, mean_gates, transcribe_stream
 from i3d_jax.inference.scheduler import Work, recognize_batches
+from i3d_jax.inference.spans import token_spans
+from i3d_jax.inference.timestamps import Word, word_times
 from i3d_jax.inference.windows import WindowPlan
 from i3d_jax.model.gates import Decision
 
@@ -27,6 +30,17 @@ _HELD_SECONDS = 600.0  # of audio that wait for others of their length
 _BATCH_SECONDS = {"cpu": 16.0}  # one long utterance keeps a CPU busy
 _BATCH_SECONDS_ELSEWHERE = 480.0
 _MOST_ROWS = 64
+
+
+class Hypothesis(NamedTuple):
+    """A text with the score by which the decoder ranks it.
+
+    That is the natural log of its probability, summed over the alignments that were kept, plus what a language model
+    adds to it.
+    """
+
+    text: str
+    score: float
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,9 @@ class Transcription:
       compute_seconds: wall time of front end, model and decoding (compilation included when the shape is new); of one
         of several recordings that were transcribed together its share, by length, of their time.
       segments: one for audio that was recognised as a whole, otherwise one for each window.
+      words: with times and confidences; None unless they were asked for (``timestamps=True``).
+      alternatives: the ``n_best`` texts, best first, of a decoder that looks for several. Empty for greedy decoding,
+        and for audio of several windows: those have texts of their own.
     """
 
     text: str
@@ -55,6 +72,8 @@ class Transcription:
     audio_seconds: float
     compute_seconds: float
     segments: tuple[Segment, ...]
+    words: tuple[Word, ...] | None = None
+    alternatives: tuple[Hypothesis, ...] = ()
 
 
 class Opened(NamedTuple):
@@ -222,14 +241,35 @@ def _of_row(
     audio_seconds = samples / recognizer.config.sample_rate
     gates, probabilities = (np.asarray(x[row]) for x in (recognition.gates, recognition.gate_probabilities))
     segment = Segment(0.0, audio_seconds, gates, probabilities)
+    words = None
+    if recognizer.decoder.timestamps:
+        assert recognition.path_log_probs is not None
+        spans = token_spans(np.asarray(recognition.path[row]), np.asarray(recognition.path_log_probs[row]))
+        words = word_times(recognizer.tokenizer, spans, recognizer.config.frontend, samples)
     text = recognizer.text(recognition, row)
-    return _finished(recognizer, StreamTranscription(text, (segment,), gflops, audio_seconds, seconds))
+    result = StreamTranscription(text, (segment,), gflops, audio_seconds, seconds, words)
+    return _finished(recognizer, result, _alternatives(recognizer.tokenizer, recognition, row))
 
 
-def _finished(recognizer: "Recognizer", result: StreamTranscription) -> Transcription:
+def _alternatives(tokenizer: Tokenizer, recognition: Recognition, row: int) -> tuple[Hypothesis, ...]:
+    """The best texts of one row, best first; none of a decoder that looks for one only."""
+    if recognition.n_best is None:
+        return ()
+    every = zip(*(np.asarray(each[row]) for each in recognition.n_best), strict=True)
+    return tuple(
+        Hypothesis(tokenizer.decode(tokens[:count].tolist()), float(score))
+        for tokens, count, score in every
+        if score > -np.inf
+    )
+
+
+def _finished(
+    recognizer: "Recognizer", result: StreamTranscription, alternatives: tuple[Hypothesis, ...] = ()
+) -> Transcription:
     gates, probabilities = mean_gates(result.segments)
     return Transcription(
         **result._asdict(),
+        alternatives=alternatives,
         gates=gates,
         gate_probabilities=probabilities,
         gate_names=recognizer.gate_names,

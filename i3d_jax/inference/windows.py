@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from i3d_jax.inference.spans import TokenSpans, token_spans
+
 FRAME = 640
 """Samples from one encoder frame to the next: a hop of 160, subsampled by 4."""
 
@@ -68,11 +70,13 @@ class HeardWindow(NamedTuple):
       first_frame: of the recording.
       path: [T] best token of each encoder frame, 0 being blank.
       blank_margin: [T] score of the blank minus the best other score, in nats.
+      log_probs: [T] log posterior of that token, if confidences are asked for.
     """
 
     first_frame: int
     path: np.ndarray
     blank_margin: np.ndarray
+    log_probs: np.ndarray | None = None
 
 
 class Piece(NamedTuple):
@@ -80,22 +84,17 @@ class Piece(NamedTuple):
 
     Attributes:
       start_frame, end_frame: of the recording; pieces adjoin.
-      tokens: [U] int32.
+      spans: its tokens, with frames of the recording.
     """
 
     start_frame: int
     end_frame: int
-    tokens: np.ndarray
+    spans: TokenSpans
 
-
-class _Runs(NamedTuple):
-    """Tokens of a path, repeats merged: [U] each, frames of the recording."""
-
-    tokens: np.ndarray
-    starts: np.ndarray
-
-    def part(self, chosen: slice | np.ndarray) -> "_Runs":
-        return _Runs(self.tokens[chosen], self.starts[chosen])
+    @property
+    def tokens(self) -> np.ndarray:
+        """[U] int32."""
+        return self.spans.tokens
 
 
 def default_overlap(window_seconds: float) -> float:
@@ -156,29 +155,23 @@ def merge(windows: Iterable[HeardWindow], overlap_frames: int) -> Iterator[Piece
       a piece for each window. The tokens of all of them are those of the recording: none is joined to the one before.
     """
     before: HeardWindow | None = None
-    left, kept = 0, _Runs(np.zeros(0, np.int32), np.zeros(0, np.int32))
+    left, kept = 0, token_spans(np.zeros(0))
     for window in windows:
-        runs = _runs(window)
+        runs = token_spans(window.path, window.log_probs, window.first_frame)
         if before is None:
             left = window.first_frame
         else:
             cut = _choose_cut(before, window, overlap_frames, left)
             taken, begin = _split(kept, runs, cut, window.first_frame, _end(before))
-            yield Piece(left, cut, kept.tokens[:taken])
+            yield Piece(left, cut, kept.part(slice(taken)))
             runs, left = runs.part(slice(begin, None)), cut
         before, kept = window, runs
     if before is not None:
-        yield Piece(left, _end(before), kept.tokens)
+        yield Piece(left, _end(before), kept)
 
 
 def _end(window: HeardWindow) -> int:
     return window.first_frame + len(window.path)
-
-
-def _runs(window: HeardWindow) -> _Runs:
-    path = np.asarray(window.path, np.int32)
-    starts = np.flatnonzero((path != 0) & (path != np.concatenate([[0], path[:-1]])))
-    return _Runs(path[starts], (window.first_frame + starts).astype(np.int32))
 
 
 def _choose_cut(before: HeardWindow, after: HeardWindow, overlap_frames: int, left: int) -> int:
@@ -196,7 +189,7 @@ def _choose_cut(before: HeardWindow, after: HeardWindow, overlap_frames: int, le
     return int(frames[np.argmax(wide + centred)])
 
 
-def _split(before: _Runs, after: _Runs, cut: int, first: int, end: int) -> tuple[int, int]:
+def _split(before: TokenSpans, after: TokenSpans, cut: int, first: int, end: int) -> tuple[int, int]:
     """How many runs to take of ``before``, and at which one of ``after`` to go on: aligned runs stay together.
 
     Both windows heard the frames [first, end); those near the cut are enough to align what is near it.
@@ -217,7 +210,7 @@ def _split(before: _Runs, after: _Runs, cut: int, first: int, end: int) -> tuple
     return taken, begin
 
 
-def _align(a: _Runs, b: _Runs, first: int, end: int) -> list[tuple[int | None, int | None]]:
+def _align(a: TokenSpans, b: TokenSpans, first: int, end: int) -> list[tuple[int | None, int | None]]:
     """Pairs of runs of the same token, or of different ones at the same time, and runs without a partner, in order.
 
     That a run has no partner counts in the frames [first, end): beyond them one may be there that is not looked at.

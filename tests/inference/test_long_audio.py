@@ -15,10 +15,13 @@ from i3d_jax.audio.io import read_audio, resample
 from i3d_jax.data.corpora import DataConfig, load_corpus
 from i3d_jax.data.demo_corpus import DemoCorpusConfig
 from i3d_jax.experiment import load_config
+from i3d_jax.inference.decoder import Decoder
 from i3d_jax.inference.execution import EXECUTIONS, Recognition
 from i3d_jax.inference.long_audio import Segment, transcribe_stream
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.scoring import score
+from i3d_jax.inference.spans import token_spans
+from i3d_jax.inference.timestamps import word_times
 from i3d_jax.inference.windows import FRAME, WindowPlan, plan_windows
 from i3d_jax.training_data import prepare_data
 from tests.seams import joined, seam_quality
@@ -64,13 +67,14 @@ class Perfect(Recognizer):
         layers, branches = self.config.model.encoder.num_layers, len(self.gate_names)
         gates = np.ones((1, layers, branches), bool)
         margin = np.where(path == 0, 9.0, -9.0).astype(np.float32)
-        return Recognition(None, None, gates, gates * np.float32(0.75), np.array([features]), path, margin)
+        result = Recognition(None, None, gates, gates * np.float32(0.75), np.array([features]), path, margin)
+        return result._replace(path_log_probs=np.log(np.where(path % 2, 0.5, 0.75)))
 
 
 @pytest.mark.parametrize("pause", [0, 1, 30])
 @pytest.mark.parametrize("spread", [1, 2, 9])
 def test_every_word_is_there_once(asr, pause, spread):
-    perfect = Perfect(asr.config, {}, asr.tokenizer)
+    perfect = Perfect(asr.config, {}, asr.tokenizer, decoder=Decoder(asr.tokenizer, timestamps=True))
     generator = np.random.default_rng(pause)
     text = " ".join(generator.choice(["THE HOUSE IS VERY NEW", "WE", "SEVEN SEVEN TOMORROW", "I PAINTED"], 300))
     path = []
@@ -84,6 +88,13 @@ def test_every_word_is_there_once(asr, pause, spread):
         result = transcribe_stream(perfect, blocks, plan, perfect.decision(), "conditional")
         assert result.text == text
         assert len(result.segments) == plan.count(len(samples))
+        whole = token_spans(np.array(path), np.log(np.where(np.array(path) % 2, 0.5, 0.75)))
+        for word, wanted in zip(
+            result.words, word_times(asr.tokenizer, whole, asr.config.frontend, len(samples)), strict=True
+        ):
+            assert word.word == wanted.word and word.confidence == pytest.approx(wanted.confidence)
+            # The edge of a window may cut a token of several frames.
+            assert word[1:3] == pytest.approx(wanted[1:3], abs=0.04 * (spread - 1) + 1e-9)
 
 
 # -- The demo model ---------------------------------------------------------------------------------------------------

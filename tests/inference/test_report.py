@@ -13,12 +13,14 @@ def row(**changes) -> ReportRow:
     fields = {
         "model": "demo",
         "execution": "masked",
+        "decoder": "greedy",
         "split": "test",
         "wer": 12.345,
         "cer": np.float64(4.2),
         "executed_layers": 12,
         "gflops_per_second": 0.5,
         "real_time_factor": 0.01234,
+        "decoder_real_time_factor": None,
     }
     return fields | changes  # type: ignore[return-value]
 
@@ -64,7 +66,7 @@ def test_table_is_aligned():
     table = format_table([row(), row(model="demo_i3d_global", execution="eager", wer=9.0, real_time_factor=None)])
     lines = table.splitlines()
     assert lines[0].split("  ")[0].strip() == "model"
-    for title in ("execution", "split", "WER", "CER", "executed layers", "GFLOP per s", "RTF"):
+    for title in ("execution", "decoder", "split", "WER", "CER", "executed layers", "GFLOP per s", "RTF"):
         assert title in lines[0]
     assert len({len(line) for line in lines}) == 1
     for number in ("12.35", "4.20", "12.00", "0.500", "0.0123"):

@@ -1,0 +1,182 @@
+"""From CTC scores to tokens by the decoder that is asked for.
+
+===========  ============================================================================================
+greedy       the best token of every frame, inside the compiled program of the execution
+prefix_beam  prefix beam search over the scores that the execution gives: compiled apart, or, with a language model,
+             by flashlight-text on the host
+===========  ============================================================================================
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from i3d_jax.data.tokenizer import Tokenizer
+from i3d_jax.inference.alignment import align, path_log_probs
+from i3d_jax.inference.decoding import BLANK
+from i3d_jax.inference.execution import CTCScores, Recognition
+from i3d_jax.inference.ngram import LanguageModel, NGramSearch
+from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
+from i3d_jax.types import Array
+
+DecoderName = Literal["greedy", "prefix_beam"]
+DECODERS: tuple[DecoderName, ...] = ("greedy", "prefix_beam")
+
+MAX_BEAM = 1000
+_LEAST_FRAMES, _LEAST_TOKENS = 32, 16
+_NO_LM_WEIGHTS = (0.5, 0.0)  # the defaults: they say that nothing was asked for
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """How CTC scores become tokens."""
+
+    decoder: DecoderName = "greedy"
+    """``greedy``, or ``prefix_beam``, which sums over alignments."""
+    beam: int = 10
+    """Prefixes that are kept from frame to frame."""
+    n_best: int = 1
+    """Texts that are given with their scores, at most ``beam``."""
+    tokens_per_frame: int = TOKENS_PER_FRAME
+    """Tokens of a frame by which a prefix may be extended, its most probable ones."""
+    lm: str = ""
+    """ARPA file of a language model, of words or of the tokenizer's pieces; empty for none."""
+    lm_weight: float = 0.5
+    """Weight of the language model's natural log probabilities."""
+    word_score: float = 0.0
+    """Added for each word: language models prefer short texts."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that no decoder has."""
+        if self.decoder not in DECODERS:
+            raise ValueError(f"decoder {self.decoder!r} is unknown: choose one of {', '.join(DECODERS)}")
+        for name, value, most in (("beam", self.beam, MAX_BEAM), ("tokens_per_frame", self.tokens_per_frame, math.inf)):
+            if not 1 <= value <= most:
+                raise ValueError(
+                    f"{name}={value}: expected at least 1" + (f", at most {most}" if most < math.inf else "")
+                )
+        if self.lm and self.decoder == "greedy":
+            raise ValueError(f'lm={self.lm}: greedy decoding has no language model; take decoder="prefix_beam"')
+        if not self.lm and (self.lm_weight, self.word_score) != _NO_LM_WEIGHTS:
+            raise ValueError("lm_weight and word_score weigh a language model: give one, lm=...")
+        if not 0 <= self.lm_weight < math.inf:
+            raise ValueError(f"lm_weight={self.lm_weight}: expected a number from 0 on")
+        if not math.isfinite(self.word_score):
+            raise ValueError(f"word_score={self.word_score}: expected a finite number")
+        if not 1 <= self.n_best <= self.beam:
+            raise ValueError(f"n_best={self.n_best}: expected 1 to {self.beam}, the beam")
+
+    @property
+    def label(self) -> str:
+        """Short name for reports and folders."""
+        if self.decoder == "greedy":
+            return self.decoder
+        if not self.lm:
+            return f"{self.decoder}{self.beam}"
+        digest = hashlib.sha256(os.fsencode(self.lm)).hexdigest()[:6]
+        return f"{self.decoder}{self.beam}-lm{digest}-{self.lm_weight:g}" + f"-{self.word_score:g}" * bool(
+            self.word_score
+        )
+
+
+GREEDY = DecoderConfig()
+
+
+def decoder_config(decoder: DecoderName | DecoderConfig | None, beam: int | None = None) -> DecoderConfig | None:
+    """The settings of a decoder that is given by its name, or not at all.
+
+    Raises:
+      ValueError: unknown decoder, bad beam, or a beam for what has none.
+    """
+    if beam is None:
+        return DecoderConfig(decoder) if isinstance(decoder, str) else decoder
+    if not isinstance(decoder, str) or decoder == "greedy":
+        raise ValueError(f'beam={beam} needs decoder="prefix_beam": a DecoderConfig has its own, greedy has none')
+    return DecoderConfig(decoder, beam)
+
+
+class Decoder:
+    """Finishes what the program of an execution began.
+
+    Attributes:
+      config: how.
+      timestamps: whether the path is to have probabilities, for times and confidences of words.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: DecoderConfig = GREEDY, timestamps: bool = False):
+        """Bind; nothing is compiled yet.
+
+        Raises:
+          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model, as `LanguageModel`, `NGramSearch`.
+        """
+        self.config = config
+        self.timestamps = timestamps
+        sizes: dict[str, Any] = {
+            "beam": config.beam,
+            "n_best": config.n_best,
+            "tokens_per_frame": config.tokens_per_frame,
+        }
+        self._search: Callable[[CTCScores], NBest] = lambda scores: prefix_beam_search(*scores, **sizes)
+        if config.lm:
+            weights: dict[str, Any] = {"lm_weight": config.lm_weight, "word_score": config.word_score}
+            self._search = NGramSearch(LanguageModel(tokenizer, config.lm), **weights, **sizes)
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the program has to give the scores of all tokens."""
+        return self.timestamps or self.config.decoder != "greedy"
+
+    def __call__(self, recognition: Recognition) -> Recognition:
+        """The recognition with the tokens of this decoder, and with their path; without scores, which are large."""
+        scores = recognition.scores
+        if scores is None:
+            return recognition
+        if self.config.decoder == "greedy":
+            return recognition._replace(scores=None, path_log_probs=_path_log_probs(scores, recognition.path))
+        frames, scores = scores.mask.shape[1], _padded(scores)
+        n_best = self._search(scores)
+        tokens, num_tokens = n_best.tokens[:, 0], n_best.num_tokens[:, 0]
+        length = max(_LEAST_TOKENS, 2 ** max(int(np.max(num_tokens, initial=0)) - 1, 0).bit_length())
+        path, posteriors = (each[:, :frames] for each in _aligned(scores, tokens[:, :length], num_tokens))
+        return recognition._replace(
+            tokens=tokens[:, :frames],
+            num_tokens=num_tokens,
+            path=path,
+            blank_margin=_unclear_at_tokens(path, recognition.blank_margin),
+            scores=None,
+            path_log_probs=posteriors,
+            n_best=n_best,
+        )
+
+
+def _padded(scores: CTCScores) -> CTCScores:
+    """Scores with few different numbers of frames, at most an eighth (or 31) more: each is a compilation."""
+    frames = scores.mask.shape[1]
+    step = max(_LEAST_FRAMES, 2 ** (max(frames - 1, 1).bit_length() - 3))
+    more = -frames % step
+    return CTCScores(jnp.pad(scores.log_probs, ((0, 0), (0, more), (0, 0))), jnp.pad(scores.mask, ((0, 0), (0, more))))
+
+
+@jax.jit
+def _path_log_probs(scores: CTCScores, path: Array) -> jax.Array:
+    return jnp.where(scores.mask, path_log_probs(scores.log_probs, path), 0.0)
+
+
+@jax.jit
+def _aligned(scores: CTCScores, tokens: Array, num_tokens: Array) -> tuple[jax.Array, jax.Array]:
+    """The path [B, T] of tokens [B, U], and its log probabilities."""
+    path, _ = align(*scores, tokens, num_tokens)
+    return path, _path_log_probs(scores, path)
+
+
+@jax.jit
+def _unclear_at_tokens(path: Array, blank_margin: Array) -> jax.Array:
+    """Where a path holds a token the blank is not clear, though it may be more probable."""
+    return jnp.where(path == BLANK, blank_margin, jnp.minimum(blank_margin, 0.0))

@@ -1,0 +1,141 @@
+"""Evaluation with prefix beam search and language models: the commands, on the demo model."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+import eval as eval_script
+from i3d_jax.cli import ngram, tune_lm
+from i3d_jax.cli.tune_lm import TunedPoint, best_point
+from i3d_jax.data.corpora import load_corpus
+from i3d_jax.data.demo_corpus import sentences
+from i3d_jax.data.ngram_training import read_unigrams
+from i3d_jax.data.tokenizer import Tokenizer
+from i3d_jax.experiment import load_saved_config
+from i3d_jax.inference.decoder import DecoderConfig
+from i3d_jax.inference.evaluation import real_time_factor
+from i3d_jax.inference.recognizer import load
+from i3d_jax.split_evaluation import load_split
+from tests.test_threshold_sweep import run as demo_run  # noqa: F401
+
+needs_flashlight = pytest.mark.skipif(
+    importlib.util.find_spec("flashlight") is None, reason="flashlight-text is not installed: no language models"
+)
+
+
+@pytest.fixture(scope="module")
+def text(demo_run, tmp_path_factory):  # noqa: F811
+    """Sentences of the demo's grammar that are not in the dev set."""
+    dev = {utterance.text for utterance in load_split(load_saved_config(demo_run / "config.json"), "dev").utterances}
+    path = tmp_path_factory.mktemp("text") / "sentences.txt"
+    path.write_text("\n".join(line for line in sentences(800, 5) if line not in dev) + "\n\n")
+    return path
+
+
+def report(folder):
+    found = json.loads((folder / "report.json").read_text())
+    return found["rows"][0], found["meta"]
+
+
+def test_evaluation_with_a_beam(demo_run, capsys):  # noqa: F811
+    rows = {}
+    for execution in ("compacted", "eager"):
+        eval_script.main(
+            [str(demo_run), "--split=dev", f"--execution={execution}", "--decoder=prefix_beam", "--beam=4"]
+        )
+        assert "prefix_beam4" in capsys.readouterr().out
+        rows[execution], meta = report(demo_run / "eval" / f"dev-{execution}-prefix_beam4")
+        assert rows[execution]["decoder"] == "prefix_beam4" and meta["decoder"]["beam"] == 4
+    assert rows["compacted"]["wer"] == rows["eager"]["wer"]
+    asr = load(demo_run)
+    corpus = load_split(load_saved_config(demo_run / "config.json"), "dev")
+    lines = (demo_run / "eval" / "dev-eager-prefix_beam4" / "hyp.trn").read_text().splitlines()
+    for decoding, apart in ((asr, False), (asr.with_decoder(DecoderConfig("prefix_beam", 4)), True)):
+        factor = real_time_factor(decoding, corpus, asr.decision(), "conditional", 2)
+        assert (factor.decoder is not None) == apart and 0 < (factor.decoder or 1e-9) < factor.total
+    for index in (0, 7):
+        wanted = asr.transcribe(corpus.load_audio(index), sample_rate=16000, decoder="prefix_beam", beam=4).text
+        assert lines[index] == f"{wanted} ({corpus.utterances[index].id})"
+    eval_script.main([str(demo_run), "--split=dev"])
+    greedy, meta = report(demo_run / "eval" / "dev-compacted")
+    assert greedy["decoder"] == "greedy" and greedy["decoder_real_time_factor"] is None and "decoder" not in meta
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        (["--beam=5"], "--beam: greedy decoding has no such option; add --decoder=prefix_beam"),
+        (["--lm=x.arpa"], "--lm: greedy decoding has no such option"),
+        (["--decoder=prefix_beam", "--word-score=1"], "give one with --lm"),
+        (["--decoder=prefix_beam", "--beam=0"], "beam=0: expected at least 1"),
+        (["--decoder=prefix_beam", "--sweep-threshold"], "a sweep decodes greedily"),
+    ],
+)
+def test_bad_options(demo_run, options, error):  # noqa: F811
+    with pytest.raises(ValueError, match=error):
+        eval_script.main([str(demo_run), "--split=dev", *options])
+
+
+@needs_flashlight
+@pytest.mark.parametrize("unit", ["word", "piece"])
+def test_a_language_model_is_trained_tuned_and_used(demo_run, text, tmp_path, unit, capsys):  # noqa: F811
+    lm = tmp_path / f"{unit}.arpa"
+    tokenizer = [f"--tokenizer={demo_run / 'tokenizer.model'}"] if unit == "piece" else []
+    ngram.main([str(text), str(lm), "--order=3", f"--unit={unit}", *tokenizer])
+    assert "n-grams of orders 1 to 3" in capsys.readouterr().out
+    tune_lm.main([str(demo_run), f"--lm={lm}", "--beam=5", "--lm-weights=0,0.5"])
+    printed = capsys.readouterr().out
+    table = json.loads((demo_run / "eval" / "lm-dev.json").read_text())
+    assert len(table["rows"]) == 6 and table["beam"] == 5
+    plain, best = table["rows"][0], table["best"]
+    assert best in table["rows"] and best["wer"] <= min(row["wer"] for row in table["rows"]) <= plain["wer"]
+    options = printed.strip().splitlines()[-1].partition("--decoder")[2]
+    assert f"--beam=5 --lm={lm} --lm-weight={best['lm_weight']:g}" in options
+    eval_script.main([str(demo_run), "--split=dev", *f"--decoder{options}".split()])
+    (folder,) = (demo_run / "eval").glob(f"dev-compacted-prefix_beam5-lm*-{best['lm_weight']:g}*")
+    row, meta = report(folder)
+    assert row["wer"] == pytest.approx(best["wer"]) and meta["decoder"]["lm"] == str(lm)
+    assert row["decoder"].startswith("prefix_beam5-lm")
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def test_a_runs_own_transcripts(demo_run, tmp_path):  # noqa: F811
+    ngram.main([str(demo_run), str(tmp_path / "lm.arpa")])
+    corpus = load_corpus(load_saved_config(demo_run / "config.json").data, "train")
+    assert set(read_unigrams(tmp_path / "lm.arpa")) == {w for u in corpus.utterances for w in u.text.split()}
+    ngram.main([str(demo_run), str(tmp_path / "pieces.arpa"), "--unit=piece"])
+    tokenizer = Tokenizer.load(demo_run / "tokenizer.model")
+    assert len(read_unigrams(tmp_path / "pieces.arpa")) == tokenizer.vocab_size - 3
+
+
+def test_bad_sources(tmp_path):
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("Ä\n".encode("latin-1"))
+    for source, options, error in (
+        (tmp_path, [], "neither a run directory"),
+        (latin, [], "is not a text file in UTF-8"),
+        (tmp_path / "none.txt", [], "neither a run directory"),
+        (tmp_path, ["--order=9"], "neither a run"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=error):
+            ngram.main([str(source), str(tmp_path / "out.arpa"), *options])
+    good = tmp_path / "good.txt"
+    good.write_text("A B\n")
+    for options, error in (
+        (["--unit=piece"], "give the tokenizer's model: --tokenizer=FILE"),
+        (["--tokenizer=x"], "--tokenizer is for --unit=piece"),
+        (["--order=1"], "order=1: expected 2 to 6"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            ngram.main([str(good), str(tmp_path / "out.arpa"), *options])
+    assert not (tmp_path / "out.arpa").exists()
+
+
+def test_ties_go_to_the_smallest_weights():
+    wers = np.array([10.0, 9.0, 9.0, 9.0])
+    points = [TunedPoint(w, s, wer, 5.0) for w, s, wer in zip((0.0, 0.8, 0.4, 0.4), (0, 0, -1, 0), wers, strict=True)]
+    assert best_point(points) == TunedPoint(0.4, 0, 9.0, 5.0)

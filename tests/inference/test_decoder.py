@@ -1,0 +1,170 @@
+"""Decoders and timestamps on the demo model, through every execution."""
+
+import contextlib
+import difflib
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+
+from i3d_jax.audio.io import read_audio
+from i3d_jax.data import demo_corpus
+from i3d_jax.inference.decoder import DecoderConfig
+from i3d_jax.inference.execution import EXECUTIONS
+from i3d_jax.inference.recognizer import load
+from i3d_jax.inference.scheduler import Work, recognize_batches
+from i3d_jax.inference.transcription import alone, padded
+from i3d_jax.inference.windows import FRAME
+from tests.trainings import ROOT
+
+SAMPLE = ROOT / "docs" / "demo_model" / "sample.flac"
+
+
+@pytest.fixture(scope="module")
+def asr():
+    return load(ROOT / "docs" / "demo_model")
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """The sample with noise over it, of which the model is not sure."""
+    sample = read_audio(SAMPLE, 16000)
+    return sample + 0.02 * np.random.default_rng(0).standard_normal(len(sample)).astype(np.float32)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_every_execution_gives_the_same_beam_and_times(asr, noisy, execution):
+    config = DecoderConfig("prefix_beam", beam=8, n_best=4)
+    wanted = asr.transcribe(noisy, sample_rate=16000, decoder=config, timestamps=True)
+    result = asr.transcribe(noisy, sample_rate=16000, decoder=config, timestamps=True, execution=execution)
+    assert [one.text for one in result.alternatives] == [one.text for one in wanted.alternatives]
+    assert result.text == result.alternatives[0].text and len(result.alternatives) == 4
+    scores = [one.score for one in result.alternatives]
+    assert scores == sorted(scores, reverse=True) and scores[0] < 0
+    assert [word[:3] for word in result.words] == [word[:3] for word in wanted.words]
+    np.testing.assert_allclose([w.confidence for w in result.words], [w.confidence for w in wanted.words], atol=1e-3)
+
+
+def test_words_spell_the_text_and_lie_in_the_recording(asr, noisy):
+    for audio in (noisy, np.tile(noisy, 6)):  # 2 s, and windows
+        for decoder in ("greedy", "prefix_beam"):
+            result = asr.transcribe(audio, sample_rate=16000, decoder=decoder, timestamps=True)
+            plain = asr.transcribe(audio, sample_rate=16000, decoder=decoder)
+            assert result.text == plain.text and plain.words is None
+            assert " ".join(word.word for word in result.words) == result.text != ""
+            times = [edge for word in result.words for edge in word[1:3]]
+            assert times == sorted(times) and times[0] >= 0 and times[-1] <= result.audio_seconds
+            assert all(0 < word.confidence <= 1 for word in result.words)
+
+
+def test_words_of_windows_are_where_the_speech_is(asr):
+    sample = read_audio(SAMPLE, 16000)
+    once = asr.transcribe(sample, sample_rate=16000, timestamps=True).words
+    step = -(-(len(sample) + 6000) // FRAME) * FRAME  # every window begins with a sentence
+    pause = 1e-3 * np.random.default_rng(0).standard_normal(step - len(sample)).astype(np.float32)
+    period = step / 16000
+    result = asr.transcribe(
+        np.concatenate([sample, pause] * 8),
+        sample_rate=16000,
+        timestamps=True,
+        window_seconds=2 * period,
+        overlap_seconds=period,
+    )
+    assert len(result.segments) == 7
+    expected = [(word.word, word.begin + i * period) for i in range(8) for word in once]
+    found = [(word.word, word.begin) for word in result.words]
+    same = difflib.SequenceMatcher(None, *([word for word, _ in each] for each in (found, expected)), autojunk=False)
+    pairs = [
+        (found[block.a + i][1], expected[block.b + i][1])
+        for block in same.get_matching_blocks()
+        for i in range(block.size)
+    ]
+    assert len(pairs) >= 0.6 * len(expected)  # two sentences at once cost the small model some words
+    assert np.abs(np.subtract(*np.transpose(pairs))).max() < 0.12
+
+
+def test_the_paths_of_a_beam_hold_its_tokens(asr, noisy):
+    decoding = asr.with_decoder(DecoderConfig("prefix_beam", beam=5))
+    batch = padded([noisy, noisy[:16000]], 3)
+    recognition = decoding.recognize(*batch, decoding.decision(), "masked")
+    assert recognition.scores is None  # it is large, and stays on the device
+    for row in range(3):
+        path = recognition.path[row]
+        runs = path[np.flatnonzero((path != 0) & (path != np.pad(path[:-1], (1, 0))))]
+        np.testing.assert_array_equal(runs, recognition.tokens[row, : recognition.num_tokens[row]])
+    assert (recognition.blank_margin[recognition.path != 0] <= 0).all()
+    assert recognition.num_tokens[2] == 0 and recognition.n_best.scores[2, 0] == 0
+
+
+def test_devices_and_regrouped_batches_decode_alike(asr, noisy):
+    config = DecoderConfig("prefix_beam", beam=4)
+    decide = asr.decision()
+    lengths = [len(noisy) - 400 * i for i in range(8)]
+    batch = padded([noisy[:length] for length in lengths], 8)
+    wanted = [
+        asr.with_decoder(config).recognize(*alone(noisy[:length]), decide, "conditional").tokens for length in lengths
+    ]
+    split = asr.over_devices(jax.devices()[:4]).with_decoder(config)
+    assert split.split is not None
+    together = split.recognize(*batch, decide, "conditional")
+    regrouped = dict.fromkeys(range(8))
+    decoding = asr.with_decoder(config)
+    assert decoding.regroups((8, *batch[0].shape[1:]), "compacted")
+    for indices, found in recognize_batches(decoding, [Work(np.arange(8), *batch)], decide, "compacted"):
+        for row, index in enumerate(indices):
+            regrouped[int(index)] = found.tokens[row]
+    for row, tokens in enumerate(wanted):
+        own = tokens[0][tokens[0] != 0]
+        for other in (together.tokens[row], regrouped[row]):
+            np.testing.assert_array_equal(other[other != 0], own)
+
+
+def test_what_is_compiled_for_a_decoder_is_kept(asr):
+    config = DecoderConfig("prefix_beam", beam=5)
+    assert asr.with_decoder(config) is asr.with_decoder(config) is not asr
+    assert asr.with_decoder(None) is asr.with_decoder(DecoderConfig()) is asr
+    assert asr.with_decoder(config).with_decoder(None) is asr.with_decoder(config)
+    assert not asr.pipeline.keep_scores and asr.with_decoder(None, timestamps=True).pipeline.keep_scores
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("espeakng_loader") is None, reason="espeakng-loader is not installed: no demo speech"
+)
+def test_words_begin_about_when_the_synthesiser_says_them(asr):
+    takes = [
+        take for take in demo_corpus._plan(demo_corpus.DemoCorpusConfig(1, 1, 40, seed=77)) if take.split == "test"
+    ]
+    generator = np.random.default_rng(0)
+    with contextlib.closing(demo_corpus.speak([take.job for take in takes])) as spoken:
+        known = [(demo_corpus._finish(one.pcm, one.rate, generator), one.word_begins) for one in spoken]
+    results = asr.transcribe([audio for audio, _ in known], sample_rate=16000, timestamps=True)
+    errors = []
+    for take, (_, begins), result in zip(takes, known, results, strict=True):
+        assert (np.diff(begins) >= 0).all() and begins[0] == 0 and len(begins) <= len(take.text.split())
+        if result.text == take.text and len(begins) == len(result.words):  # eSpeak runs some words together
+            errors += [word.begin - begin for word, begin in zip(result.words, begins, strict=True)]
+    assert len(errors) > 40
+    assert np.abs(errors).mean() < 0.15 and np.abs(np.median(errors)) < 0.1
+
+
+@pytest.mark.parametrize(
+    "options, error",
+    [
+        ({"decoder": "viterbi"}, "decoder 'viterbi' is unknown: choose one of greedy, prefix_beam"),
+        ({"decoder": "prefix_beam", "beam": 0}, "beam=0: expected at least 1, at most 1000"),
+        ({"beam": 5}, 'beam=5 needs decoder="prefix_beam"'),
+        ({"decoder": "greedy", "beam": 5}, "greedy has none"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_recognised(asr, monkeypatch, options, error):
+    monkeypatch.setattr(asr, "recognize", lambda *_: pytest.fail("recognised before the check"))
+    with pytest.raises(ValueError, match=error):
+        asr.transcribe(SAMPLE, **options)
+
+
+def test_n_best_is_within_the_beam():
+    with pytest.raises(ValueError, match="n_best=6: expected 1 to 5, the beam"):
+        DecoderConfig("prefix_beam", beam=5, n_best=6)
+    with pytest.raises(ValueError, match="tokens_per_frame=0: expected at least 1"):
+        DecoderConfig("prefix_beam", tokens_per_frame=0)
