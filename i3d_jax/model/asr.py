@@ -24,10 +24,10 @@ class ModelConfig:
     subsampling: SubsamplingConfig = field(default_factory=SubsamplingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     gates: GateConfig = field(default_factory=GateConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
     precision: Precision = "float32"
     """``bfloat16`` rounds activations, and the operands of matrix products, to 16 bits; parameters, sums, softmax, gate
     predictors, logits and losses stay float32."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 
 @dataclass(frozen=True)

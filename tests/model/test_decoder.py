@@ -45,7 +45,9 @@ def reference(params, tokens, states):
     x = params["embedding"][tokens] * np.sqrt(WIDTH) + sinusoidal_positions(len(tokens), WIDTH)
     for n in range(LAYERS):
         p = jax.tree.map(lambda leaf, n=n: leaf[n], params["layers"])
-        x = x + dense(attention(*np.split(dense(reference_norm(x, p["own_norm"]), p["qkv"]), 3, -1), True), p["own_output"])
+        x = x + dense(
+            attention(*np.split(dense(reference_norm(x, p["own_norm"]), p["qkv"]), 3, -1), True), p["own_output"]
+        )
         query = dense(reference_norm(x, p["cross_norm"]), p["query"])
         cross = attention(query, *np.split(dense(states, p["kv"]), 2, -1), False)
         x = x + dense(cross, p["cross_output"])
