@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from i3d_jax.model.attention import Kept
+from i3d_jax.model.attention import attend_over
 from i3d_jax.model.encoder import KEPT, Params, Remat
 from i3d_jax.model.gates import fold_in
 from i3d_jax.model.layers import (
@@ -36,7 +36,7 @@ from i3d_jax.model.layers import (
     split_keys,
     xavier,
 )
-from i3d_jax.model.precision import Dense, Precision, product
+from i3d_jax.model.precision import Dense, Precision
 
 
 @dataclass(frozen=True)
@@ -72,35 +72,6 @@ class Cache(NamedTuple):
     own: jax.Array
     states: jax.Array
     mask: jax.Array
-
-
-def attend_over(
-    q: jax.Array, kv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int, precision: Precision
-) -> jax.Array:
-    """Scaled dot-product attention of queries to other positions; weights and sums are float32.
-
-    Args:
-      q: [B, Q, D] queries, heads side by side.
-      kv: [B, S, 2 D] keys, then values.
-      mask: [B or 1, Q or 1, S] bool, what may be attended to; a row without any attends to all alike.
-      kept: dropout of the weights [B, H, Q, S], or None.
-      num_heads: H.
-      precision: of the products.
-
-    Returns:
-      [B, Q, D] in the type of ``q``.
-    """
-
-    def apart(x: jax.Array) -> jax.Array:
-        return jnp.swapaxes(x.reshape(*x.shape[:2], num_heads, -1), 1, 2)
-
-    heads, (keys, values) = apart(q), (apart(x) for x in jnp.split(kv, 2, axis=-1))
-    scores = product("bhqd,bhsd->bhqs", heads * (1 / math.sqrt(heads.shape[-1])), keys, precision)
-    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
-    if kept is not None:
-        weights = jnp.where(kept.mask, weights * kept.scale, 0)
-    y = product("bhqs,bhsd->bhqd", weights.astype(q.dtype), values, precision)
-    return jnp.swapaxes(y, 1, 2).reshape(q.shape).astype(q.dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -211,11 +182,6 @@ class Decoder:
     precision: Precision = "float32"
 
     @property
-    def layer(self) -> DecoderLayer:
-        """The module of every layer."""
-        return DecoderLayer(self.config, self.d_model, self.precision)
-
-    @property
     def output(self) -> Output:
         """Final norm and projection."""
         return Output(self.vocab_size, self.precision)
@@ -226,12 +192,16 @@ class Decoder:
         x = jnp.zeros((1, 2, self.d_model))
         mask = jnp.ones((1, 2), bool)
         keys = jax.random.split(layers_key, self.config.num_layers)
+        layer = DecoderLayer(self.config, self.d_model, self.precision)
         embedding = jax.random.normal(embedding_key, (self.vocab_size, self.d_model))
         return {
             "embedding": self.config.embedding_std * embedding,
-            "layers": jax.vmap(lambda k: self.layer.init(k, x, x, mask)["params"])(keys),
+            "layers": jax.vmap(lambda k: layer.init(k, x, x, mask)["params"])(keys),
             "output": self.output.init(output_key, x)["params"],
         }
+
+    def _layer(self, params: Params, *inputs: Any, method: str = "__call__") -> Any:
+        return DecoderLayer(self.config, self.d_model, self.precision).apply({"params": params}, *inputs, method=method)
 
     def embed(self, params: Params, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """tokens [B, U] and position embeddings [B or 1, U or 1, D] to the decoder input [B, U, D] float32."""
@@ -273,7 +243,7 @@ class Decoder:
             index, own = layer
             own = gather(own) if gather else own
             keys = None if layer_keys is None else fold_in(layer_keys, index)
-            return self.layer.apply({"params": own}, x, states, mask, keys), None  # type: ignore[return-value]
+            return self._layer(own, x, states, mask, keys), None
 
         if gather or remat != "none":  # what was gathered is never kept for the gradient, but gathered again
             body = jax.checkpoint(body, prevent_cse=False, policy=KEPT[remat])
@@ -294,7 +264,7 @@ class Decoder:
         states = jnp.where(mask[..., None], states, 0)
 
         def body(_: None, layer: Params) -> tuple[None, jax.Array]:
-            return None, self.layer.apply({"params": layer}, states, method="states")  # type: ignore[return-value]
+            return None, self._layer(layer, states, method="states")
 
         _, keys_values = jax.lax.scan(body, None, params["layers"])
         shape = (self.config.num_layers, len(states), hypotheses, length, 2 * self.d_model)
@@ -321,8 +291,7 @@ class Decoder:
 
         def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, jax.Array]:
             own_params, own, states = layer
-            variables = {"params": own_params}
-            query, new = self.layer.apply(variables, x, method="project")
+            query, new = self._layer(own_params, x, method="project")
             own = jax.lax.dynamic_update_slice_in_dim(own, new[:, :, None].astype(own.dtype), position, axis=2)
             # Each hypothesis has keys of its own, and one query; the encoder's keys are the same for all K queries.
             attended = attend_over(
@@ -333,7 +302,7 @@ class Decoder:
                 self.config.num_heads,
                 self.precision,
             )
-            x = self.layer.apply(variables, x, attended.reshape(x.shape), states, cache.mask, method="rest")
+            x = self._layer(own_params, x, attended.reshape(x.shape), states, cache.mask, method="rest")
             return x, own
 
         x, own = jax.lax.scan(body, x.astype(self.precision), (params["layers"], cache.own, cache.states))
