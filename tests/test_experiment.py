@@ -77,6 +77,7 @@ def test_gated_configs_derive_from_their_dense_one(path):
         assert getattr(config, part) == getattr(dense, part)
     assert config.model.encoder == dense.model.encoder
     assert config.model.subsampling == dense.model.subsampling
+    assert config.model.decoder == dense.model.decoder
 
 
 @pytest.mark.parametrize("finetuned, gated", [("demo_finetuned", "demo"), ("an4_finetuned", "an4_i3d_global")])
