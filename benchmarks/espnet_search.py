@@ -5,6 +5,7 @@ knows nothing of the project: weights come under ESPnet's names, and every weigh
 """
 
 import json
+import logging
 import sys
 from typing import Any
 
@@ -21,6 +22,7 @@ from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
 def main(arrays_path: str, cases_path: str, answers_path: str) -> None:
     """Read weights, states and searches; write what ESPnet makes of them."""
     torch.set_num_threads(1)
+    logging.disable()  # it warns of every transcript of the greatest length
     with np.load(arrays_path) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in file.files}
     with open(cases_path) as file:

@@ -96,14 +96,18 @@ class EagerPieces(NamedTuple):
     finish: Callable[..., tuple[jax.Array, ...]]
 
 
-def _decode(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Tokens, their numbers, path and margins of the blank, as in `Recognition`."""
-    path, blank_margin = frame_path(logits, mask)
-    return *merge_repeats(path), path, blank_margin
+Search = Callable[[Params, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""(parameters, encoder states [B, T, D] before the final norm, CTC logits [B, T, V], mask [B, T]) to tokens [B, T], 0
+beyond their numbers [B]: what finds the transcripts, traced into the program of every execution."""
+
+
+def greedy_search(params: Params, states: jax.Array, logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The best CTC path without repeats and blanks; a `Search`."""
+    return merge_repeats(frame_path(logits, mask)[0])
 
 
 class Pipeline:
-    """Front end, model and greedy CTC decoding, compiled once for each shape; parameters are arguments.
+    """Front end, model and decoding, compiled once for each shape; parameters are arguments.
 
     Over several devices each one runs the program on rows of its own, so that what it skips depends on them alone:
     there is no communication, and devices may take different branches.
@@ -115,6 +119,7 @@ class Pipeline:
         model: ASRModel,
         stats: GlobalStats | None = None,
         devices: Sequence[jax.Device] = (),
+        search: Search = greedy_search,
     ):
         """Bind configuration; nothing is compiled yet.
 
@@ -124,7 +129,9 @@ class Pipeline:
           stats: of global normalisation.
           devices: among which the compiled executions split batches, whose rows their number divides; empty leaves
             the place to jax.
+          search: finds the tokens.
         """
+        self.search = search
         self.frontend = frontend
         self.model = model
         self.stats = stats
@@ -170,6 +177,12 @@ class Pipeline:
 
         return split
 
+    def _decode(
+        self, params: Params, states: jax.Array, logits: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Tokens, their numbers, path and margins of the blank, as in `Recognition`."""
+        return *self.search(params, states, logits, mask), *frame_path(logits, mask)
+
     def features(self, waveform: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normalised log-mel features [B, T, F] and their mask [B, T]."""
         features, mask = log_mel(self.frontend, waveform, num_samples)
@@ -180,7 +193,8 @@ class Pipeline:
     ) -> Recognition:
         features, mask = self.features(waveform, num_samples)
         output = self.model.apply(params, features, mask, decide, execute=execute)
-        tokens, num_tokens, path, blank_margin = _decode(output.logits, output.mask)
+        assert output.states is not None
+        tokens, num_tokens, path, blank_margin = self._decode(params, output.states, output.logits, output.mask)
         frames = jnp.sum(mask, axis=1)
         return Recognition(tokens, num_tokens, output.gates, output.gate_probabilities, frames, path, blank_margin)
 
@@ -205,7 +219,7 @@ class Pipeline:
 
         def rest(params: Params, start: Start, decide: Decision) -> Recognition:
             encoded = self.model.encoder.apply(params, start.x, start.mask, decide, execute=self.compact)
-            decoded = _decode(self.model.project(params, encoded.x), start.mask)
+            decoded = self._decode(params, encoded.x, self.model.project(params, encoded.x), start.mask)
             probabilities = jnp.swapaxes(start.probabilities, 0, 1)
             return Recognition(*decoded[:2], encoded.gates, probabilities, start.num_frames, *decoded[2:])
 
@@ -225,7 +239,7 @@ class Pipeline:
             return jax.jit(run)
 
         def finish(params: Params, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, ...]:
-            return _decode(model.project(params, x), mask)
+            return self._decode(params, x, model.project(params, x), mask)
 
         return EagerPieces(
             start=self.start,

@@ -22,6 +22,8 @@ import numpy as np
 
 from i3d_jax.inference.ctc_prefix_score import PrefixState, empty, extend, prepare, scores
 from i3d_jax.inference.decoding import BLANK
+from i3d_jax.inference.execution import Search
+from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.decoder import Cache, Decoder
 from i3d_jax.model.encoder import Params
 
@@ -72,6 +74,25 @@ class Hypotheses(NamedTuple):
     tokens: jax.Array
     num_tokens: jax.Array
     scores: jax.Array
+
+
+def joint_searcher(model: ASRModel, config: JointDecodingConfig) -> Search:
+    """The `Search` of joint decoding, for the pipeline of a model: the best hypothesis of each row.
+
+    Raises:
+      ValueError: the model has no attention decoder.
+    """
+    decoder = model.decoder
+    if decoder is None:
+        raise ValueError("joint decoding needs an attention decoder, and this model was trained with CTC alone")
+
+    def search(params: Params, x: jax.Array, logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        states = model.normalise(params, x)
+        found = joint_search(config, decoder, params["decoder"], states, logits, mask)
+        missing = x.shape[1] - found.tokens.shape[2]
+        return jnp.pad(found.tokens[:, 0], ((0, 0), (0, missing))), found.num_tokens[:, 0]
+
+    return search
 
 
 class _Search(NamedTuple):

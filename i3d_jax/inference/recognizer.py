@@ -21,8 +21,10 @@ from i3d_jax.inference.execution import (
     Pipeline,
     Recognition,
     best_execution,
+    greedy_search,
     unknown_execution,
 )
+from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_searcher
 from i3d_jax.inference.long_audio import one_window
 from i3d_jax.inference.transcription import (
     Audio,
@@ -33,7 +35,7 @@ from i3d_jax.inference.transcription import (
     transcribe_many,
     transcribe_one,
 )
-from i3d_jax.inference.windows import default_overlap, plan_windows
+from i3d_jax.inference.windows import WindowPlan, default_overlap, plan_windows
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import budget_decision, count_flops, encoder_share
@@ -45,24 +47,41 @@ class Recognizer:
     """A model with its parameters and tokenizer."""
 
     def __init__(
-        self, config: RecognizerConfig, params: Params, tokenizer: Tokenizer, stats: GlobalStats | None = None
+        self,
+        config: RecognizerConfig,
+        params: Params,
+        tokenizer: Tokenizer,
+        stats: GlobalStats | None = None,
+        decoding: JointDecodingConfig | None = None,
     ):
-        """Bind; nothing is compiled yet."""
+        """Bind; nothing is compiled yet. ``decoding`` None is greedy CTC decoding."""
         self.config = config
+        self.decoding = decoding
         self.tokenizer = tokenizer
         self.stats = stats
         self.model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
-        self.pipeline = Pipeline(config.frontend, self.model, stats)
+        self._search = joint_searcher(self.model, decoding) if decoding else greedy_search
+        self.pipeline = Pipeline(config.frontend, self.model, stats, search=self._search)
         self.split: Pipeline | None = None
         self.params = params
+
+    def decoding_with(self, decoding: JointDecodingConfig | None) -> "Recognizer":
+        """The same model, whose transcripts come from a joint CTC/attention search in every execution; see docs/aed.md.
+
+        ``None`` is greedy CTC decoding. Gates, and what is counted of them, are the same.
+
+        Raises:
+          ValueError: the model has no attention decoder.
+        """
+        return Recognizer(self.config, self.params, self.tokenizer, self.stats, decoding)
 
     def over_devices(self, devices: Sequence[jax.Device]) -> "Recognizer":
         """The same model, which splits batches among devices that skip independently.
 
         Batches whose rows the number of devices does not divide run on one of them.
         """
-        other = Recognizer(self.config, self.params, self.tokenizer, self.stats)
-        other.split = Pipeline(self.config.frontend, self.model, self.stats, devices)
+        other = Recognizer(self.config, self.params, self.tokenizer, self.stats, self.decoding)
+        other.split = Pipeline(self.config.frontend, self.model, self.stats, devices, self._search)
         return other
 
     @property
@@ -231,8 +250,8 @@ class Recognizer:
 
         Raises:
           ValueError: bad threshold, budget, execution, window or overlap, damaged audio, samples without a rate or
-            outside [-1, 1], or audio too short for one encoder frame; of a list nothing has been recognised then where
-            the fault shows in the head of a file or in samples.
+            outside [-1, 1], audio too short for one encoder frame, or too long for a window with joint decoding; of a
+            list nothing has been recognised then where the fault shows in the head of a file or in samples.
           TypeError: float gates in an execution other than ``masked``.
           FileNotFoundError: no such file.
         """
@@ -247,12 +266,21 @@ class Recognizer:
         overlap_seconds = default_overlap(window_seconds) if overlap_seconds is None else overlap_seconds
         plan = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate)
         if not isinstance(audio, Sequence) or isinstance(audio, str):
+            self._check_window(checked_length(self, audio, sample_rate), plan)
             opened = open_audio(self, audio, sample_rate, plan)
             return transcribe_one(self, opened, plan, decide, execution, show_progress)
         for each in audio:
-            checked_length(self, each, sample_rate)
+            self._check_window(checked_length(self, each, sample_rate), plan)
         every = (open_audio(self, each, sample_rate, plan) for each in audio)
         return transcribe_many(self, every, plan, decide, execution, show_progress)
+
+    def _check_window(self, num_samples: int, plan: WindowPlan) -> None:
+        if self.decoding and num_samples > plan.length:
+            seconds, window = (samples / self.config.sample_rate for samples in (num_samples, plan.length))
+            raise ValueError(
+                f"{seconds:.1f} s of audio do not fit into a window of {window:.1f} s, and windows can be merged by "
+                "their CTC paths only: raise window_seconds, or decode with CTC"
+            )
 
     def warm_up(
         self,

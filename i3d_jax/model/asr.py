@@ -165,4 +165,4 @@ class ASRModel:
                 gather=gather,
                 remat=remat,
             )
-        return ModelOutput(logits, mask, encoded.gates, encoded.probabilities, intermediate, decoded)
+        return ModelOutput(logits, mask, encoded.gates, encoded.probabilities, intermediate, decoded, encoded.x)
