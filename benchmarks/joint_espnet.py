@@ -32,25 +32,24 @@ WIDTH, HEADS, FFN, LAYERS, VOCABULARY, SMOOTHING = 32, 4, 64, 3, 60, 0.1
 LENGTHS = np.array([24, 20, 16, 13, 10, 7, 4, 2])
 SEARCHES = [
     JointDecodingConfig(beam=beam, ctc_weight=weight, length_bonus=bonus)
-    for beam, weight, bonus in itertools.product((1, 4, 10), (0.0, 0.3, 0.7), (0.0, 1.0))
+    for beam, (weight, bonus) in itertools.product((1, 4, 10), ((0.0, 0.5), (0.0, 1.0), (0.3, 0.5), (0.7, 1.0)))
 ]
 
 
 def models(key: jax.Array) -> tuple[Decoder, Params, jax.Array, jax.Array]:
     """Decoder and its parameters, kernel and bias of the CTC head, all random; transcripts of about a third of T."""
-    decoder = Decoder(DecoderConfig(LAYERS, HEADS, FFN), WIDTH, VOCABULARY)
+    decoder = Decoder(DecoderConfig(LAYERS, HEADS, FFN, embedding_std=0.1), WIDTH, VOCABULARY)
     params = jax.jit(decoder.init)(key)
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     noise = [0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
     params = jax.tree.unflatten(tree, [leaf + n for leaf, n in zip(leaves, noise, strict=True)])
     projection = params["output"]["projection"]
-    projection["kernel"] *= 2
+    projection["kernel"] *= 3
     # The blank, which ESPnet's decoder may answer and ours may not, is improbable; the end is likely now and then.
-    projection["bias"] = projection["bias"].at[0].set(-30.0)
-    projection["kernel"] *= jnp.ones((1, VOCABULARY)).at[:, -1].set(3.0)
+    projection["bias"] = projection["bias"].at[0].set(-30.0).at[-1].set(5.0)
     kernel = jax.random.normal(jax.random.fold_in(key, 1), (WIDTH, VOCABULARY))
-    return decoder, params, kernel, jnp.zeros(VOCABULARY).at[0].set(5.0)
+    return decoder, params, kernel, jnp.zeros(VOCABULARY).at[0].set(8.0)
 
 
 def espnet_names(params: Params, kernel: jax.Array, bias: jax.Array) -> dict[str, np.ndarray]:

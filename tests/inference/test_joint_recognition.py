@@ -31,7 +31,7 @@ def plain():
     config = ModelConfig(
         SubsamplingConfig(channels=4), encoder, GateConfig(predictor="global"), decoder=DecoderConfig(1, 2, 32)
     )
-    params = ASRModel(config, 80, tokenizer.vocab_size).init(jax.random.key(0))
+    params = jax.jit(ASRModel(config, 80, tokenizer.vocab_size).init)(jax.random.key(0))
     logits = params["predictor"]["logits"]
     logits["kernel"] = jax.random.normal(jax.random.key(5), logits["kernel"].shape)
     logits["bias"] = jnp.zeros_like(logits["bias"])
