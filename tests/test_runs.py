@@ -26,6 +26,7 @@ from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scoring import compare, score
 from i3d_jax.model.decoder import DecoderConfig
 from i3d_jax.model.gates import GateConfig
+from i3d_jax.run_folder import check_dense
 from i3d_jax.runner import train
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.preemption import RESUMABLE
@@ -311,6 +312,17 @@ def test_an_attention_decoder_starts_new_from_a_ctc_run_and_decodes(run, tmp_pat
     np.testing.assert_allclose(ctc.gflops, joint.gflops)
     print(ctc.score.wer, joint.score.wer, lines[0], lines[-1])
     assert ctc.hypotheses != joint.hypotheses and joint.score.wer < 60
+
+
+def test_a_decoder_must_attend_as_the_dense_models(tmp_path):
+    config = load_config(CONFIG)
+    decoder = DecoderConfig(num_layers=1, num_heads=4)
+    dense = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+    gated = dataclasses.replace(dense, model=dataclasses.replace(dense.model, decoder=DecoderConfig(1, 2)))
+    with pytest.raises(ValueError, match=r"model.decoder.num_heads: 4 there, 2 here"):
+        check_dense(dense, gated, epath.Path(tmp_path))
+    check_dense(dense, dataclasses.replace(gated, warm_start=WarmStartConfig(new_decoder=True)), epath.Path(tmp_path))
+    check_dense(config, gated, epath.Path(tmp_path))  # whose decoder is missing: the parameters say so
 
 
 def test_a_failed_start_does_not_block_the_corrected_one(tmp_path):

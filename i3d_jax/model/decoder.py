@@ -57,7 +57,7 @@ class DecoderConfig:
     """Dropout on the decoder input, after adding positions."""
     embedding_std: float = 1.0
     """Standard deviation of new token embeddings, before they are multiplied by sqrt(D): ESPnet's is 1. Then a token
-    weighs D / 2 times as much as its position, and blocks have to grow as large; a small corpus wants less."""
+    weighs sqrt(2 D) times as much as its position, and blocks have to grow as large; a small corpus wants less."""
 
 
 class Cache(NamedTuple):

@@ -165,10 +165,12 @@ def decoder_flops(
     decoder, d = model_config.decoder, model_config.encoder.d_model
     t = np.atleast_1d(num_subsampled_frames(np.asarray(num_frames, np.int64))).astype(np.float64)
     u = np.atleast_1d(np.asarray(tokens, np.float64))
+    if not decoder.num_layers:
+        return np.zeros(np.broadcast_shapes(t.shape, u.shape))
     own = u * 4 * d * d + 2 * u * u * d
     cross = u * 2 * d * d + t * 2 * d * d + 2 * u * t * d
     layer = own + cross + u * 2 * d * decoder.ffn_dim
-    return 2.0 * (decoder.num_layers * layer + (u * d * vocab_size if decoder.num_layers else 0 * u))
+    return np.asarray(2.0 * (decoder.num_layers * layer + u * d * vocab_size))
 
 
 def count_flops(
