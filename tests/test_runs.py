@@ -310,7 +310,6 @@ def test_an_attention_decoder_starts_new_from_a_ctc_run_and_decodes(run, tmp_pat
     )
     np.testing.assert_array_equal(ctc.gates, joint.gates)
     np.testing.assert_allclose(ctc.gflops, joint.gflops)
-    print(ctc.score.wer, joint.score.wer, lines[0], lines[-1])
     assert ctc.hypotheses != joint.hypotheses and joint.score.wer < 60
 
 
