@@ -59,7 +59,7 @@ class ProgramFigures:
       argument_bytes: parameters, optimiser state and batch.
       compile_seconds: lowering and compiling, on this machine.
       collectives: kind -> (number of them in one step, bytes of their results); None where loops other than one over
-        the layers may communicate: with intermediate CTC losses, or a batch in parts.
+        the layers may communicate: with intermediate CTC losses, a decoder, or a batch in parts.
     """
 
     bytes: int
@@ -179,7 +179,7 @@ def compile_ahead(
     seconds = time.monotonic() - begun
     memory = compiled.memory_analysis()
     held = int(memory.argument_size_in_bytes) if memory else 0
-    one_loop = not config.loss.interctc_layers and config.parallel.accumulate == 1
+    one_loop = not (config.loss.interctc_layers or config.model.decoder.num_layers) and config.parallel.accumulate == 1
     told = collectives(compiled.as_text(), config.model.encoder.num_layers) if one_loop else None
     return ProgramFigures(program_bytes(compiled), held, seconds, told)
 

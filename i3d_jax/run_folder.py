@@ -102,6 +102,9 @@ def check_dense(dense: ExperimentConfig, gated: ExperimentConfig, run: epath.Pat
       ValueError: front end, tokenizer, training data or attention heads differ; every field is named.
     """
     theirs, ours = _shared_settings(dense), _shared_settings(gated)
+    if dense.model.decoder.num_layers and gated.model.decoder.num_layers and not gated.warm_start.new_decoder:
+        key = "model.decoder.num_heads"
+        theirs[key], ours[key] = dense.model.decoder.num_heads, gated.model.decoder.num_heads
     different = [
         f"{key}: {theirs.get(key)!r} there, {ours[key]!r} here" for key in ours if theirs.get(key) != ours[key]
     ]

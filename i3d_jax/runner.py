@@ -148,9 +148,12 @@ def _check_start(
     checkpoints.check(jax.eval_shape(stacked.join, [params] * stacked.count), tokenizer.digest)
     if dense:
         try:
-            warm_start(params, dense.params)
+            warm_start(params, dense.params, config.warm_start.new_decoder)
         except ValueError as error:
-            remedy = "give model.encoder and model.subsampling the values of that run, or choose another warm_start.run"
+            remedy = (
+                "give model.encoder, model.subsampling and model.decoder the values of that run, or choose another "
+                "warm_start.run; warm_start.new_decoder=True leaves its decoder out"
+            )
             raise ValueError(f"warm start from {dense.config.name}: {error}\n{remedy}") from error
 
 
@@ -186,7 +189,9 @@ def _fit(
     init = jax.jit(model.init)
     start_params = [init(jax.random.key(member.config.seed)) for member in family]
     if dense:
-        start_params = [warm_start(params, dense.params) for params in start_params]
+        if config.warm_start.new_decoder:
+            log(f"{dense.config.name} gives everything but the attention decoder, which starts new")
+        start_params = [warm_start(params, dense.params, config.warm_start.new_decoder) for params in start_params]
     state = parallel.place(stacked.init_state(start_params, optimizer))
     step = jit_train_step(config, model, optimizer, stats, parallel, state, total_steps)
     arguments = parallel.replicate(stacked.join([member_of(member.config) for member in family]))
@@ -218,8 +223,8 @@ def _fit(
     with ExitStack() as opened:
         preemption = opened.enter_context(Preemption())
         opened.enter_context(bad_utterances_kept(workdir))
-        heads = 1 + len(config.loss.interctc_layers)
-        flops = step_flops(model, config.frontend, data.train, heads, config.training.trainable)
+        heads, counts = 1 + len(config.loss.interctc_layers), data.labels.counts
+        flops = step_flops(model, config.frontend, data.train, counts, heads, config.training.trainable)
         peak = peak_flops(jax.devices())
         models = [
             Recognizer(

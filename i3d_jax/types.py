@@ -54,6 +54,8 @@ class ModelOutput(NamedTuple):
       gates: [B, N, M], the gates that were applied: boolean decisions, or floats in training.
       gate_probabilities: [B, N, M] float32, p(execute); ones for a model without a gate predictor.
       intermediate_logits: [B, T, V] each, of the layers that were asked for (InterCTC).
+      decoder_logits: [B, U + 1, V] float32, of the attention decoder for given labels; None without either.
+      states: [B, T, D], of the encoder before the final norm.
     """
 
     logits: jax.Array
@@ -61,3 +63,5 @@ class ModelOutput(NamedTuple):
     gates: jax.Array
     gate_probabilities: jax.Array
     intermediate_logits: tuple[jax.Array, ...] = ()
+    decoder_logits: jax.Array | None = None
+    states: jax.Array | None = None

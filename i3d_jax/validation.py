@@ -22,6 +22,8 @@ _AT_LEAST_ONE = (
     "model.encoder.d_model",
     "model.encoder.num_heads",
     "model.encoder.ffn_dim",
+    "model.decoder.num_heads",
+    "model.decoder.ffn_dim",
     "model.gates.hidden_dim",
     "training.epochs",
     "training.eval_every_epochs",
@@ -37,6 +39,7 @@ _POSITIVE = (
     "data.max_seconds",
     "batching.seconds_per_batch",
     "model.gates.temperature",
+    "model.decoder.embedding_std",
     "optimizer.learning_rate",
     "optimizer.epsilon",
     "evaluation.seconds_per_batch",
@@ -49,6 +52,7 @@ _NOT_NEGATIVE = (
     "data.min_seconds",
     "data.demo.seed",
     "loss.utility_weight",
+    "model.decoder.num_layers",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
@@ -60,8 +64,12 @@ _BELOW_ONE = (
     "model.encoder.dropout",
     "model.encoder.attention_dropout",
     "model.encoder.positional_dropout",
+    "model.decoder.dropout",
+    "model.decoder.attention_dropout",
+    "model.decoder.positional_dropout",
     "model.gates.layer_drop.rate",
     "loss.interctc_weight",
+    "loss.label_smoothing",
     "optimizer.beta1",
     "optimizer.beta2",
 )
@@ -189,7 +197,33 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
             f"model.gates.layer_drop.rate={drop}: expected 0 with model.gates.predictor={predictor}, which decides "
             "about the gates; set the rate to 0, or the predictor to none"
         )
+    yield from _decoder(config)
     yield from _family(config)
+
+
+def _decoder(config: "ExperimentConfig") -> Iterator[str]:
+    decoder, weight, width = config.model.decoder, config.loss.ctc_weight, config.model.encoder.d_model
+    if not decoder.num_layers:
+        if weight != 1:
+            yield (
+                f"loss.ctc_weight={weight}: expected 1 without an attention decoder; set model.decoder.num_layers to "
+                "train with one"
+            )
+        if config.warm_start.new_decoder:
+            yield "warm_start.new_decoder=True: expected a decoder, there is none with model.decoder.num_layers=0"
+        return
+    if not 0 < weight < 1:
+        yield (
+            f"loss.ctc_weight={weight}: expected more than 0 and less than 1 with a decoder: both it and the CTC head, "
+            "which dev evaluations use, are trained"
+        )
+    if decoder.num_heads >= 1 and width % decoder.num_heads:
+        yield (
+            f"model.decoder.num_heads={decoder.num_heads}: expected a divisor of model.encoder.d_model={width}, "
+            "which is the decoder's width too"
+        )
+    if config.warm_start.new_decoder and not (config.warm_start.run or config.warm_start.config):
+        yield "warm_start.new_decoder=True: expected a warm start, warm_start.run or warm_start.config"
 
 
 def _family(config: "ExperimentConfig") -> Iterator[str]:

@@ -12,14 +12,14 @@ from i3d_jax.programs import BatchShape, abstract
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 LAYERS = {"librispeech100": 36, "librispeech960": 36, "tedlium2": 36, "an4": 12, "demo": 6}
-LOWERED = re.compile(r"librispeech100_\D+")  # one of each kind: the other sizes and corpora differ in shapes only
+LOWERED = re.compile(r"librispeech100_(?!aed_)\D+")  # one of each kind: others differ in shapes, or join two kinds
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_steps_trace_and_lower(path):
     config = load_config(path)
     layers = config.model.encoder.num_layers
-    depth = re.search(r"(?:transformer|interctc)(\d+)$", path.stem)
+    depth = re.search(r"(?:transformer|interctc|aed)(\d+)$", path.stem)
     assert layers == (int(depth[1]) if depth else LAYERS[path.stem.split("_")[0]])
     shape = BatchShape(config.batching.batch_multiple, config.data.max_seconds, labels=40)
     for program in ("train", "masked", "conditional"):
@@ -44,4 +44,15 @@ def test_the_paper_size_is_the_papers(name):
     config = load_config(Path(__file__).parents[1] / "configs" / f"librispeech100_{name}.py")
     encoder = config.model.encoder
     assert (encoder.num_layers, encoder.d_model, encoder.num_heads, encoder.ffn_dim) == (36, 256, 4, 1024)
+    assert config.model.decoder.num_layers == 0
     assert config.model.gates.predictor == {"transformer": "none", "i3d_local": "local", "i3d_global": "global"}[name]
+
+
+@pytest.mark.parametrize("name, layers", [("", 36), ("27", 27), ("_i3d_local", 36), ("_i3d_global", 36)])
+def test_the_rows_of_table_1_have_the_recipes_decoder(name, layers):
+    config = load_config(Path(__file__).parents[1] / "configs" / f"librispeech100_aed{name}.py")
+    encoder, decoder, loss = config.model.encoder, config.model.decoder, config.loss
+    assert (encoder.num_layers, encoder.d_model, encoder.ffn_dim) == (layers, 256, 1024)
+    assert (decoder.num_layers, decoder.num_heads, decoder.ffn_dim, decoder.embedding_std) == (6, 4, 2048, 1.0)
+    assert decoder.dropout == decoder.attention_dropout == decoder.positional_dropout == 0.1
+    assert (loss.ctc_weight, loss.label_smoothing, loss.interctc_layers) == (0.3, 0.1, ())

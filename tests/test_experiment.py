@@ -77,6 +77,7 @@ def test_gated_configs_derive_from_their_dense_one(path):
         assert getattr(config, part) == getattr(dense, part)
     assert config.model.encoder == dense.model.encoder
     assert config.model.subsampling == dense.model.subsampling
+    assert config.model.decoder == dense.model.decoder
 
 
 @pytest.mark.parametrize("finetuned, gated", [("demo_finetuned", "demo"), ("an4_finetuned", "an4_i3d_global")])
@@ -190,6 +191,10 @@ def changed(key: str, value: object, config: ExperimentConfig | None = None) -> 
         ("loss.interctc_layers", (4, 12), "ascending numbers"),
         ("loss.interctc_layers", (8, 4), "ascending numbers"),
         ("loss.interctc_layers", (4, 4), "ascending numbers"),
+        ("loss.ctc_weight", 0.3, "expected 1 without an attention decoder"),
+        ("loss.label_smoothing", 1.0, "below 1"),
+        ("model.decoder.num_layers", -1, "0 or more"),
+        ("warm_start.new_decoder", True, "expected"),
         ("optimizer.learning_rate", float("inf"), "finite"),
         ("optimizer.warmup_steps", 0, "at least 1"),
         ("batching.seconds_per_batch", 0.0, "more than 0"),
@@ -215,6 +220,19 @@ def test_validation_names_key_value_and_expectation(key, value, expected):
         validate_config(changed(key, value))
     assert key in str(caught.value)
     assert expected in str(caught.value)
+
+
+def test_a_decoder_and_its_weight_agree():
+    aed = changed("loss.ctc_weight", 0.3, changed("model.decoder.num_layers", 2))
+    validate_config(aed)
+    for key, value, expected in (
+        ("loss.ctc_weight", 1.0, "more than 0 and less than 1"),
+        ("loss.ctc_weight", 0.0, "more than 0 and less than 1"),
+        ("model.decoder.num_heads", 3, "a divisor of model.encoder.d_model=256"),
+        ("warm_start.new_decoder", True, "a warm start"),
+    ):
+        with pytest.raises(ValueError, match=f"{key}=.*{expected}"):
+            validate_config(changed(key, value, aed))
 
 
 def test_layer_drop_and_a_predictor_exclude_each_other():

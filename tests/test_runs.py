@@ -20,9 +20,13 @@ import i3d_jax
 import train as train_script
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.experiment import load_config, load_saved_config
+from i3d_jax.inference.evaluation import evaluate
+from i3d_jax.inference.joint_decoding import JointDecodingConfig
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scoring import compare, score
+from i3d_jax.model.decoder import DecoderConfig
 from i3d_jax.model.gates import GateConfig
+from i3d_jax.run_folder import check_dense
 from i3d_jax.runner import train
 from i3d_jax.training.losses import LossConfig
 from i3d_jax.training.preemption import RESUMABLE
@@ -204,8 +208,8 @@ def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
     programs = trainings.keeping_programs(tmp_path / "programs")
 
     def start(workdir, *arguments):
-        options = ("--training.epochs=3", "--model.gates.final-temperature=0.5", *arguments)
-        return trainings.start(workdir, *options, text=False, **programs)
+        everything = ("--model.gates.final-temperature=0.5", "--model.decoder.num-layers=1", "--loss.ctc-weight=0.5")
+        return trainings.start(workdir, "--training.epochs=3", *everything, *arguments, text=False, **programs)
 
     output, _ = (process := start(undisturbed)).communicate(timeout=300)
     assert process.returncode == 0, output.decode()
@@ -279,6 +283,45 @@ def test_a_dense_run_keeps_its_results_when_it_is_tested_on_other_data(run, tmp_
         with pytest.raises(KeyboardInterrupt):
             train_script.main([])
         assert placed.pop() == (place, "dev", tag, test)
+
+
+def test_an_attention_decoder_starts_new_from_a_ctc_run_and_decodes(run, tmp_path, capsys):
+    source = load_saved_config(run / "config.json")
+    aed = dataclasses.replace(
+        source,
+        name="aed",
+        model=dataclasses.replace(source.model, decoder=DecoderConfig(1, 2, 64, dropout=0.0, embedding_std=0.2)),
+        loss=dataclasses.replace(source.loss, ctc_weight=0.3),
+        training=dataclasses.replace(source.training, epochs=6, eval_every_epochs=6, average_best=1),
+        warm_start=WarmStartConfig(run=str(run)),
+    )
+    with pytest.raises(ValueError, match=r"(?s)decoder/embedding: not in the trained model.*warm_start.new_decoder"):
+        train(aed, epath.Path(tmp_path / "refused"))
+    start = dataclasses.replace(aed.warm_start, new_decoder=True)
+    model = train(dataclasses.replace(aed, warm_start=start), epath.Path(tmp_path / "aed"))
+    assert "tiny gives everything but the attention decoder, which starts new" in capsys.readouterr().out
+    lines = log_lines(tmp_path / "aed", "train")
+    assert lines[-1]["attention_accuracy"] > lines[0]["attention_accuracy"] + 0.1
+    assert lines[-1]["attention"] < lines[0]["attention"]
+    dev, how = load_corpus(aed.data, "dev"), (aed.evaluation, aed.batching)
+    ctc, joint = (
+        evaluate(each, dev, model.decision(), "compacted", *how, interactive=False)
+        for each in (model, model.decoding_with(JointDecodingConfig(beam=4)))
+    )
+    np.testing.assert_array_equal(ctc.gates, joint.gates)
+    np.testing.assert_allclose(ctc.gflops, joint.gflops)
+    assert ctc.hypotheses != joint.hypotheses and joint.score.wer < 60
+
+
+def test_a_decoder_must_attend_as_the_dense_models(tmp_path):
+    config = load_config(CONFIG)
+    decoder = DecoderConfig(num_layers=1, num_heads=4)
+    dense = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+    gated = dataclasses.replace(dense, model=dataclasses.replace(dense.model, decoder=DecoderConfig(1, 2)))
+    with pytest.raises(ValueError, match=r"model.decoder.num_heads: 4 there, 2 here"):
+        check_dense(dense, gated, epath.Path(tmp_path))
+    check_dense(dense, dataclasses.replace(gated, warm_start=WarmStartConfig(new_decoder=True)), epath.Path(tmp_path))
+    check_dense(config, gated, epath.Path(tmp_path))  # whose decoder is missing: the parameters say so
 
 
 def test_a_failed_start_does_not_block_the_corrected_one(tmp_path):

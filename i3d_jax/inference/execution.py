@@ -119,8 +119,18 @@ class Decoded(NamedTuple):
     scores: CTCScores | None
 
 
+Search = Callable[[Params, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""(parameters, encoder states [B, T, D] before the final norm, CTC logits [B, T, V], mask [B, T]) to tokens [B, T], 0
+beyond their numbers [B]: what finds the transcripts, traced into the program of every execution."""
+
+
+def greedy_search(params: Params, states: jax.Array, logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The best CTC path without repeats and blanks; a `Search`."""
+    return merge_repeats(frame_path(logits, mask)[0])
+
+
 class Pipeline:
-    """Front end, model and greedy CTC decoding, compiled once for each shape; parameters are arguments.
+    """Front end, model and decoding, compiled once for each shape; parameters are arguments.
 
     Over several devices each one runs the program on rows of its own, so that what it skips depends on them alone:
     there is no communication, and devices may take different branches.
@@ -133,6 +143,7 @@ class Pipeline:
         stats: GlobalStats | None = None,
         devices: Sequence[jax.Device] = (),
         keep_scores: bool = False,
+        search: Search = greedy_search,
     ):
         """Bind configuration; nothing is compiled yet.
 
@@ -143,8 +154,10 @@ class Pipeline:
           devices: among which the compiled executions split batches, whose rows their number divides; empty leaves
             the place to jax.
           keep_scores: whether the programs give the scores of all tokens too, for another decoder than the greedy one.
+          search: finds the tokens.
         """
         self.keep_scores = keep_scores
+        self.search = search
         self.frontend = frontend
         self.model = model
         self.stats = stats
@@ -190,6 +203,10 @@ class Pipeline:
 
         return split
 
+    def _decode(self, params: Params, states: jax.Array, logits: jax.Array, mask: jax.Array) -> Decoded:
+        scores = CTCScores(jax.nn.log_softmax(logits.astype(jnp.float32)), mask) if self.keep_scores else None
+        return Decoded(*self.search(params, states, logits, mask), *frame_path(logits, mask), scores)
+
     def features(self, waveform: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normalised log-mel features [B, T, F] and their mask [B, T]."""
         features, mask = log_mel(self.frontend, waveform, num_samples)
@@ -200,13 +217,9 @@ class Pipeline:
     ) -> Recognition:
         features, mask = self.features(waveform, num_samples)
         output = self.model.apply(params, features, mask, decide, execute=execute)
-        decoded = self._decode(output.logits, output.mask)
+        assert output.states is not None
+        decoded = self._decode(params, output.states, output.logits, output.mask)
         return _recognition(decoded, output.gates, output.gate_probabilities, jnp.sum(mask, axis=1))
-
-    def _decode(self, logits: jax.Array, mask: jax.Array) -> Decoded:
-        path, blank_margin = frame_path(logits, mask)
-        scores = CTCScores(jax.nn.log_softmax(logits.astype(jnp.float32)), mask) if self.keep_scores else None
-        return Decoded(*merge_repeats(path), path, blank_margin, scores)
 
     @cached_property
     def start(self) -> Callable[[Params, Array, Array, Decision], Start]:
@@ -229,7 +242,7 @@ class Pipeline:
 
         def rest(params: Params, start: Start, decide: Decision) -> Recognition:
             encoded = self.model.encode(params, start.x, start.mask, decide, execute=self.compact)
-            decoded = self._decode(self.model.project(params, encoded.x), start.mask)
+            decoded = self._decode(params, encoded.x, self.model.project(params, encoded.x), start.mask)
             return _recognition(decoded, encoded.gates, jnp.swapaxes(start.probabilities, 0, 1), start.num_frames)
 
         return jax.jit(rest)
@@ -248,7 +261,7 @@ class Pipeline:
             return jax.jit(run)
 
         def finish(params: Params, x: jax.Array, mask: jax.Array) -> Decoded:
-            return self._decode(model.project(params, x), mask)
+            return self._decode(params, x, model.project(params, x), mask)
 
         return EagerPieces(
             start=self.start,

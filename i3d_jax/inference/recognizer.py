@@ -22,8 +22,10 @@ from i3d_jax.inference.execution import (
     Pipeline,
     Recognition,
     best_execution,
+    greedy_search,
     unknown_execution,
 )
+from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_searcher
 from i3d_jax.inference.long_audio import one_window
 from i3d_jax.inference.transcription import (
     Audio,
@@ -34,7 +36,7 @@ from i3d_jax.inference.transcription import (
     transcribe_many,
     transcribe_one,
 )
-from i3d_jax.inference.windows import default_overlap, plan_windows
+from i3d_jax.inference.windows import WindowPlan, default_overlap, plan_windows
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import budget_decision, count_flops, encoder_share
@@ -54,27 +56,48 @@ class Recognizer:
         *,
         devices: Sequence[jax.Device] = (),
         decoder: Decoder | None = None,
+        decoding: JointDecodingConfig | None = None,
     ):
-        """Bind; nothing is compiled yet. See `over_devices` and `with_decoder`."""
+        """Bind; nothing is compiled yet. See `over_devices`, `with_decoder` and `decoding_with`."""
         self.config = config
+        self.decoding = decoding
         self.tokenizer = tokenizer
         self.stats = stats
         self.decoder = decoder or Decoder(tokenizer)
         self.model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
+        search = joint_searcher(self.model, decoding) if decoding else greedy_search
 
         def pipeline(devices: Sequence[jax.Device] = ()) -> Pipeline:
-            return Pipeline(config.frontend, self.model, stats, devices, keep_scores=self.decoder.needs_scores)
+            return Pipeline(config.frontend, self.model, stats, devices, self.decoder.needs_scores, search)
 
         self.pipeline = pipeline()
         self.split = pipeline(devices) if devices else None
         self.params = params
+
+    def decoding_with(self, decoding: JointDecodingConfig | None) -> "Recognizer":
+        """The same model, whose transcripts come from a joint CTC/attention search in every execution; see docs/aed.md.
+
+        ``None`` is greedy CTC decoding. Gates, and what is counted of them, are the same.
+
+        Raises:
+          ValueError: the model has no attention decoder.
+        """
+        return self._with(decoding=decoding)
+
+    def _with(self, **changes: Any) -> "Recognizer":
+        kept: dict[str, Any] = {
+            "devices": self.split.devices if self.split else (),
+            "decoder": self.decoder,
+            "decoding": self.decoding,
+        }
+        return Recognizer(self.config, self.params, self.tokenizer, self.stats, **(kept | changes))
 
     def over_devices(self, devices: Sequence[jax.Device]) -> "Recognizer":
         """The same model, which splits batches among devices that skip independently.
 
         Batches whose rows the number of devices does not divide run on one of them.
         """
-        return Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=self.decoder)
+        return self._with(devices=devices)
 
     def with_decoder(self, config: DecoderConfig | None, timestamps: bool = False) -> "Recognizer":
         """The same model with another decoder; None keeps the decoder. What was compiled for one is kept.
@@ -82,14 +105,18 @@ class Recognizer:
         Args:
           config: of the decoder.
           timestamps: whether its paths are to have probabilities, for times and confidences of words.
+
+        Raises:
+          ValueError: transcripts come from a joint search already.
         """
         config = config or self.decoder.config
         if (config, timestamps) == (self.decoder.config, self.decoder.timestamps):
             return self
+        if self.decoding:
+            raise ValueError("a joint search has its own hypotheses: no other decoder and no timestamps beside it")
         other = self._decoding.get((config, timestamps))
         if other is None:
-            decoder, devices = Decoder(self.tokenizer, config, timestamps), self.split.devices if self.split else ()
-            other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
+            other = self._with(decoder=Decoder(self.tokenizer, config, timestamps))
             other._unstacked = self._unstacked  # not twice in memory
             self._decoding[config, timestamps] = other
         return other
@@ -279,8 +306,9 @@ class Recognizer:
 
         Raises:
           ValueError: bad threshold, budget, execution, decoder, beam, window or overlap, damaged audio, samples without
-            a rate or outside [-1, 1], or audio too short for one encoder frame; of a list nothing has been recognised
-            then where the fault shows in the head of a file or in samples.
+            a rate or outside [-1, 1], audio too short for one encoder frame, or too long for a window with joint
+            decoding; of a list nothing has been recognised then where the fault shows in the head of a file or in
+            samples.
           TypeError: float gates in an execution other than ``masked``.
           FileNotFoundError: no such file.
         """
@@ -296,12 +324,21 @@ class Recognizer:
         plan = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate)
         decoding = self.with_decoder(decoder_config(decoder, beam), timestamps)
         if not isinstance(audio, Sequence) or isinstance(audio, str):
+            self._check_window(checked_length(self, audio, sample_rate), plan)
             opened = open_audio(self, audio, sample_rate, plan)
             return transcribe_one(decoding, opened, plan, decide, execution, show_progress)
         for each in audio:
-            checked_length(self, each, sample_rate)
+            self._check_window(checked_length(self, each, sample_rate), plan)
         every = (open_audio(self, each, sample_rate, plan) for each in audio)
         return transcribe_many(decoding, every, plan, decide, execution, show_progress)
+
+    def _check_window(self, num_samples: int, plan: WindowPlan) -> None:
+        if self.decoding and num_samples > plan.length:
+            seconds, window = (samples / self.config.sample_rate for samples in (num_samples, plan.length))
+            raise ValueError(
+                f"{seconds:.1f} s of audio do not fit into a window of {window:.1f} s, and windows can be merged by "
+                "their CTC paths only: raise window_seconds, or decode with CTC"
+            )
 
     def warm_up(
         self,

@@ -1,4 +1,4 @@
-"""The recogniser: subsampling, positions, gated encoder, CTC head."""
+"""The recogniser: subsampling, positions, gated encoder, CTC head, and an attention decoder if there is one."""
 
 import math
 from collections.abc import Callable
@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from i3d_jax.model.decoder import Decoder, DecoderConfig, after_start
 from i3d_jax.model.encoder import Encoder, EncoderConfig, EncoderOutput, Execute, Params, Remat, masked
-from i3d_jax.model.gates import Decision, GateConfig
-from i3d_jax.model.layers import CTCHead, SelfConditioning, dropout, sinusoidal_positions, split_keys
+from i3d_jax.model.gates import Decision, GateConfig, fold_in
+from i3d_jax.model.layers import CTCHead, LayerNorm, SelfConditioning, dropout, sinusoidal_positions, split_keys
 from i3d_jax.model.precision import Precision
 from i3d_jax.model.subsampling import Subsampling, SubsamplingConfig, num_subsampled_frames
 from i3d_jax.types import ModelOutput
@@ -19,7 +20,7 @@ from i3d_jax.types import ModelOutput
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The recogniser: subsampling, gated encoder, CTC head."""
+    """The recogniser: subsampling, gated encoder, CTC head, attention decoder."""
 
     subsampling: SubsamplingConfig = field(default_factory=SubsamplingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -30,6 +31,7 @@ class ModelConfig:
     precision: Precision = "float32"
     """``bfloat16`` rounds activations, and the operands of matrix products, to 16 bits; parameters, sums, softmax, gate
     predictors, logits and losses stay float32."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,33 @@ class ASRModel:
         """Final norm and CTC projection."""
         return CTCHead(self.vocab_size, self.config.precision)
 
+    @property
+    def decoder(self) -> Decoder | None:
+        """The attention decoder; None for a CTC model."""
+        config = self.config.decoder
+        if not config.num_layers:
+            return None
+        return Decoder(config, self.config.encoder.d_model, self.vocab_size, self.config.precision)
+
     def num_encoder_frames(self, num_frames: int) -> int:
         """Encoder frames of so many feature frames; 0 when they are too few."""
         return num_subsampled_frames(num_frames)
 
     def init(self, key: jax.Array) -> Params:
-        """Parameters ``{"subsampling", "layers", ["predictor",] "head" [, "conditioning"]}``; always float32."""
+        """Parameters ``{"subsampling", "layers", ["predictor",] "head" [, "conditioning", "decoder"]}``; float32."""
         subsampling_key, encoder_key, head_key = jax.random.split(key, 3)
         features, mask = jnp.zeros((1, 16, self.num_mels)), jnp.ones((1, 16), bool)
-        conditioning = {}
-        if self.config.self_conditioned_layers:
-            own_key, logits = jax.random.fold_in(head_key, 1), jnp.zeros((1, 1, self.vocab_size))
-            conditioning = {"conditioning": self.conditioning.init(own_key, logits)["params"]}
-        return conditioning | {
+        params = {
             "subsampling": self.subsampling.init(subsampling_key, features, mask)["params"],
             **self.encoder.init(encoder_key),
             "head": self.head.init(head_key, jnp.zeros((1, 1, self.config.encoder.d_model)))["params"],
         }
+        if self.config.self_conditioned_layers:
+            own_key, logits = jax.random.fold_in(head_key, 1), jnp.zeros((1, 1, self.vocab_size))
+            params["conditioning"] = self.conditioning.init(own_key, logits)["params"]
+        if self.decoder:  # a key of its own: the other parameters are those of the CTC model
+            params["decoder"] = self.decoder.init(jax.random.fold_in(key, 1))
+        return params
 
     def embed(
         self, params: Params, features: jax.Array, mask: jax.Array, dropout_keys: jax.Array | None = None
@@ -124,6 +136,10 @@ class ASRModel:
         after_tap = partial(self.condition, params) if own else None
         return self.encoder.apply(params, x, mask, decide, taps=own or taps, after_tap=after_tap, **how)
 
+    def normalise(self, params: Params, x: jax.Array) -> jax.Array:
+        """Encoder states [B, T, D] through the final norm, which CTC head and decoder share: [B, T, D]."""
+        return LayerNorm(self.config.precision).apply({"params": params["head"]["norm"]}, x)  # type: ignore[return-value]
+
     def apply(
         self,
         params: Params,
@@ -135,6 +151,7 @@ class ASRModel:
         gate_keys: jax.Array | None = None,
         dropout_keys: jax.Array | None = None,
         taps: tuple[int, ...] = (),
+        labels: jax.Array | None = None,
         gather: Callable[[Any], Any] | None = None,
         remat: Remat = "none",
     ) -> ModelOutput:
@@ -149,6 +166,7 @@ class ASRModel:
           gate_keys: [B], of random decisions.
           dropout_keys: [B]; None switches dropout off.
           taps: numbers of layers whose outputs go through the CTC head too (InterCTC, arXiv 2102.03216).
+          labels: [B, U], for the decoder, which does not run without them.
           gather: makes parameters that are split over devices whole; called on those of one part at a time.
           remat: what is computed again for the gradient.
         """
@@ -171,4 +189,16 @@ class ASRModel:
             remat=remat,
         )
         intermediate = tuple(self.project(params, tapped) for tapped in encoded.taps)
-        return ModelOutput(self.project(params, encoded.x), mask, encoded.gates, encoded.probabilities, intermediate)
+        logits = self.project(params, encoded.x)
+        decoded = None
+        if self.decoder and labels is not None:
+            decoded = self.decoder.apply(
+                params["decoder"],
+                after_start(labels, self.vocab_size),
+                self.normalise(params, encoded.x),
+                mask,
+                dropout_keys=None if dropout_keys is None else fold_in(dropout_keys, 2),
+                gather=gather,
+                remat=remat,
+            )
+        return ModelOutput(logits, mask, encoded.gates, encoded.probabilities, intermediate, decoded, encoded.x)

@@ -108,6 +108,30 @@ def _backward(num_heads: int, precision: Precision, saved: Any, dy: jax.Array) -
 attend.defvjp(_forward, _backward)
 
 
+def attend_over(
+    q: jax.Array, kv: jax.Array, mask: jax.Array, kept: Kept | None, num_heads: int, precision: Precision
+) -> jax.Array:
+    """Attention of queries to other positions, or to some of their own, as decoders need it; weights are float32.
+
+    Args:
+      q: [B, Q, D] queries, heads side by side.
+      kv: [B, S, 2 D] keys, then values.
+      mask: [B or 1, Q or 1, S] bool, what may be attended to; a row without any attends to all alike.
+      kept: dropout of the weights [B, H, Q, S], or None.
+      num_heads: H.
+      precision: of the products.
+
+    Returns:
+      [B, Q, D] in the type of ``q``.
+    """
+    heads, (keys, values) = _apart(q, num_heads), (_apart(x, num_heads) for x in jnp.split(kv, 2, axis=-1))
+    scores = product("bhqd,bhsd->bhqs", heads * (1 / math.sqrt(heads.shape[-1])), keys, precision)
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min), axis=-1)
+    if kept is not None:
+        weights = jnp.where(kept.mask, weights * kept.scale, 0)
+    return _joined(product("bhqs,bhsd->bhqd", weights.astype(q.dtype), values, precision)).astype(q.dtype)
+
+
 def _scores(q: jax.Array, k: jax.Array, mask: jax.Array, precision: Precision) -> jax.Array:
     """[B, H, T, d] twice and mask [B, T] to scores [B, H, T, T] float32."""
     scores = product("bhqd,bhkd->bhqk", q * (1 / math.sqrt(q.shape[-1])), k, precision)

@@ -82,11 +82,12 @@ def _all_but_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
     return bool(primitive.name != "sharding_constraint")
 
 
-_KEPT: dict[Remat, Callable[..., bool]] = {
+KEPT: dict[Remat, Callable[..., bool]] = {
     "none": _all_but_gathered,
     "dense": jax.checkpoint_policies.save_only_these_names(DENSE),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+"""Policies of rematerialisation; what was gathered from other devices is kept by none."""
 
 
 def masked(branch: BranchFn, x: jax.Array, gate: Array, context: Context) -> jax.Array:
@@ -336,7 +337,7 @@ class Encoder:
             return x, (gates, self.probabilities(logits))
 
         if gather or remat != "none":  # what was gathered is never kept for the gradient, but gathered again
-            body = jax.checkpoint(body, prevent_cse=False, policy=_KEPT[remat])
+            body = jax.checkpoint(body, prevent_cse=False, policy=KEPT[remat])
         whole = params
         if gather and self.gates.predictor == "global":
             whole = {"predictor": gather(params["predictor"])}

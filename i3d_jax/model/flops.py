@@ -9,6 +9,9 @@ With T frames after the subsampling, width D and FFN width H:
 
     mha  2 T D 3D (q, k, v)  +  2 T T D (scores)  +  2 T T D (weighted sum)  +  2 T D D (output)
     ffn  2 T D H  +  2 T H D
+
+An attention decoder is counted apart (`decoder_flops`): the paper gates and compares encoders, and what a search spends
+on the decoder depends on its beam.
 """
 
 from collections.abc import Mapping
@@ -160,6 +163,31 @@ def count_flops_by_part(
         ctc_head=head,
         self_conditioning=2 * len(model_config.self_conditioned_layers) * head,
     )
+
+
+def decoder_flops(
+    model_config: ModelConfig, *, vocab_size: int, num_frames: int | np.ndarray, tokens: int | np.ndarray
+) -> np.ndarray:
+    """FLOPs of the attention decoder's pass over whole transcripts, as in training; 0 without a decoder.
+
+    Args:
+      model_config: the model.
+      vocab_size: outputs V.
+      num_frames: feature frames before the subsampling, a number or [B].
+      tokens: that the decoder reads, the leading one included, a number or [B].
+
+    Returns:
+      [B] float64.
+    """
+    decoder, d = model_config.decoder, model_config.encoder.d_model
+    t = np.atleast_1d(num_subsampled_frames(np.asarray(num_frames, np.int64))).astype(np.float64)
+    u = np.atleast_1d(np.asarray(tokens, np.float64))
+    if not decoder.num_layers:
+        return np.zeros(np.broadcast_shapes(t.shape, u.shape))
+    own = u * 4 * d * d + 2 * u * u * d
+    cross = u * 2 * d * d + t * 2 * d * d + 2 * u * t * d
+    layer = own + cross + u * 2 * d * decoder.ffn_dim
+    return np.asarray(2.0 * (decoder.num_layers * layer + u * d * vocab_size))
 
 
 def count_flops(

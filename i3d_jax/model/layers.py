@@ -5,6 +5,7 @@ A *branch* is what a gate decides about: a residual-free function ``(x [B, T, D]
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -92,13 +93,18 @@ def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
     return x if kept is None else jnp.where(kept.mask, x * kept.scale.astype(x.dtype), 0)
 
 
-_xavier = nn.initializers.xavier_uniform()  # ESPnet's, of every kernel
+xavier = nn.initializers.xavier_uniform()
+"""Initialiser of every kernel, as ESPnet's."""
 
 
-def _thirds(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Queries, keys and values drawn as matrices of their own."""
-    keys = jax.random.split(key, 3)
-    return jnp.concatenate([_xavier(k, (shape[0], shape[1] // 3), dtype) for k in keys], axis=1)
+def side_by_side(count: int) -> Callable[..., jax.Array]:
+    """Initialiser of a kernel that is several, such as queries, keys and values, each drawn as a matrix of its own."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        keys = jax.random.split(key, count)
+        return jnp.concatenate([xavier(k, (shape[0], shape[1] // count), dtype) for k in keys], axis=1)
+
+    return init
 
 
 def split_keys(keys: jax.Array | None, num: int) -> list[jax.Array | None]:
@@ -122,10 +128,10 @@ class SelfAttention(nn.Module):
         batch, frames, width = x.shape
         weights_keys, output_keys = split_keys(dropout_keys, 2)
         x = layer_norm("norm", self.precision)(x)
-        qkv = Dense(3 * width, self.precision, _thirds, name="qkv")(x)
+        qkv = Dense(3 * width, self.precision, side_by_side(3), name="qkv")(x)
         kept = keep(self.attention_dropout, (batch, self.num_heads, frames, frames), weights_keys)
         x = attend(qkv, context.mask, kept, self.num_heads, self.precision)
-        return dropout(Dense(width, self.precision, _xavier, name="output")(x), self.dropout, output_keys)
+        return dropout(Dense(width, self.precision, xavier, name="output")(x), self.dropout, output_keys)
 
 
 class FeedForward(nn.Module):
@@ -141,9 +147,9 @@ class FeedForward(nn.Module):
         hidden_keys, output_keys = split_keys(dropout_keys, 2)
         width = x.shape[-1]
         x = layer_norm("norm", self.precision)(x)
-        x = nn.relu(Dense(self.hidden_dim, self.precision, _xavier, name="hidden")(x))
+        x = nn.relu(Dense(self.hidden_dim, self.precision, xavier, name="hidden")(x))
         x = dropout(x, self.dropout, hidden_keys)
-        return dropout(Dense(width, self.precision, _xavier, name="output")(x), self.dropout, output_keys)
+        return dropout(Dense(width, self.precision, xavier, name="output")(x), self.dropout, output_keys)
 
 
 class GatePredictor(nn.Module):
@@ -184,7 +190,7 @@ class CTCHead(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> float32 logits [B, T, V]."""
         x = layer_norm("norm", self.precision)(x)
-        return Dense(self.vocab_size, self.precision, _xavier, "float32", name="projection")(x)
+        return Dense(self.vocab_size, self.precision, xavier, "float32", name="projection")(x)
 
 
 class SelfConditioning(nn.Module):
@@ -197,7 +203,7 @@ class SelfConditioning(nn.Module):
     def __call__(self, logits: jax.Array) -> jax.Array:
         """CTC logits [B, T, V] -> [B, T, D]."""
         posteriors = nn.softmax(logits.astype(jnp.float32)).astype(self.precision)
-        return Dense(self.d_model, self.precision, _xavier, name="posteriors")(posteriors)
+        return Dense(self.d_model, self.precision, xavier, name="posteriors")(posteriors)
 
 
 def sinusoidal_positions(frames: int, width: int) -> np.ndarray:

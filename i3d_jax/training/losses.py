@@ -1,12 +1,20 @@
-"""CTC, intermediate CTC and utility loss.
+"""CTC, intermediate CTC, attention and utility loss.
 
-L = L_ASR + lambda * L_utility (paper, Eqs. 5 and 6), where L_ASR = (1 - w) * L_CTC + w * mean of the intermediate CTC
-losses (InterCTC, arXiv 2102.03216, Eq. 9 with several layers; w = 0 without). The CTC loss is the negative
-log-likelihood of the transcript, summed over time and averaged over utterances: the scale at which the paper's lambda
-of 1 to 13 makes sense. L_utility is the mean of the gates, or their share in the FLOPs of all blocks (paper, footnote
-1), or the squared distance of either from a target.
+::
+
+    L     = L_ASR + lambda * L_utility                                                (paper, Eqs. 5 and 6)
+    L_ASR = c * ((1 - w) * L_CTC + w * mean of the intermediate CTC losses) + (1 - c) * L_attention
+
+with w = 0 without intermediate losses (InterCTC, arXiv 2102.03216, Eq. 9 with several layers) and c = 1 without an
+attention decoder (joint training, arXiv 1609.06773, Eq. 11). The CTC loss is the negative log-likelihood of the
+transcript, summed over time; the attention loss is the divergence of the decoder's answers from the smoothed
+transcript, summed over its tokens. Both are averaged over utterances, as in ESPnet's recipes: the scale at which the
+paper's lambda of 1 to 13 makes sense.
+L_utility is the mean of the gates, or their share in the FLOPs of all blocks (paper, footnote 1), or the squared
+distance of either from a target.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -14,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from i3d_jax.model.decoder import before_end
 from i3d_jax.model.gates import executed_layers, utility
 from i3d_jax.types import Array, Batch, ModelOutput
 
@@ -34,13 +43,19 @@ class LossConfig:
     """Layers (1 to N - 1, ascending) whose outputs get a CTC loss too, through the final norm and the CTC head."""
     interctc_weight: float = 0.66
     """Share of the intermediate losses, together, in L_ASR (ESPnet's recipe); without ``interctc_layers`` it is 0."""
+    ctc_weight: float = 1.0
+    """Share of the CTC losses, together, in L_ASR; the rest is the attention decoder's. 1 without a decoder."""
+    label_smoothing: float = 0.1
+    """Probability that the decoder's targets give to all other tokens together (ESPnet's recipe)."""
 
 
 class LossTotals(NamedTuple):
     """Sums over the valid utterances of a batch, each a scalar; divide by ``utterances`` after merging.
 
-    ``ctc`` is that of the last layer, ``interctc`` the mean of the intermediate ones (0 without). ``utility`` is the
-    share of gates or of FLOPs itself, also where its distance from a target is what ``loss`` holds.
+    ``ctc`` is that of the last layer, ``interctc`` the mean of the intermediate ones (0 without), ``attention`` the
+    decoder's (0 without). ``tokens`` counts those that the decoder had to answer, ends included, and
+    ``correct_tokens`` those it held for the most probable. ``utility`` is the share of gates or of FLOPs
+    itself, also where its distance from a target is what ``loss`` holds.
     """
 
     loss: jax.Array
@@ -49,6 +64,9 @@ class LossTotals(NamedTuple):
     utility: jax.Array
     executed_layers: jax.Array
     utterances: jax.Array
+    attention: jax.Array
+    correct_tokens: jax.Array
+    tokens: jax.Array
 
 
 def ctc_feasible(num_frames: jax.Array, labels: jax.Array, num_labels: jax.Array) -> jax.Array:
@@ -85,6 +103,34 @@ def utility_loss(config: LossConfig, gates: jax.Array, costs: jax.Array | None) 
     return used, used if config.utility_target is None else jnp.square(used - config.utility_target)
 
 
+def attention_loss(
+    logits: jax.Array, labels: jax.Array, num_labels: jax.Array, smoothing: float
+) -> tuple[jax.Array, jax.Array]:
+    """Divergence of the decoder's answers from the smoothed transcript, in nats, summed over tokens.
+
+    A target holds 1 - ``smoothing`` for its token and the rest in equal parts for all others (ESPnet's
+    ``LabelSmoothingLoss``); the loss is KL(target || answer), which is 0 for an answer that equals the target.
+
+    Args:
+      logits: [B, U + 1, V] for the transcript behind its start.
+      labels: [B, U] transcripts, which the id V - 1 ends.
+      num_labels: [B].
+      smoothing: at least 0 and below 1.
+
+    Returns:
+      loss [B] float32, and how many tokens of each row were most probable: [B] float32.
+    """
+    vocab_size = logits.shape[-1]
+    targets, mask = before_end(labels, num_labels, vocab_size)
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    own = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    each = smoothing / (vocab_size - 1)
+    loss = -(1 - smoothing) * own - each * (jnp.sum(log_p, axis=-1) - own)
+    loss += (1 - smoothing) * math.log(1 - smoothing) + (smoothing * math.log(each) if smoothing else 0.0)
+    correct = jnp.argmax(logits, axis=-1) == targets
+    return jnp.sum(jnp.where(mask, loss, 0.0), axis=1), jnp.sum(mask & correct, axis=1).astype(jnp.float32)
+
+
 def loss_totals(
     config: LossConfig,
     output: ModelOutput,
@@ -112,6 +158,11 @@ def loss_totals(
     weight = config.interctc_weight if taps else 0.0
     used, term = utility_loss(config, output.gates, costs)
     loss = (1.0 - weight) * ctc + weight * interctc
+    attention = correct = tokens = jnp.zeros_like(ctc)
+    if output.decoder_logits is not None:
+        attention, correct = attention_loss(output.decoder_logits, labels, num_labels, config.label_smoothing)
+        tokens = num_labels.astype(jnp.float32) + 1.0
+        loss = config.ctc_weight * loss + (1.0 - config.ctc_weight) * attention
     loss += (config.utility_weight if utility_weight is None else utility_weight) * term
     count = jnp.sum(valid)
 
@@ -119,4 +170,14 @@ def loss_totals(
         return jnp.sum(jnp.where(batch.valid, x, 0.0))
 
     layers = executed_layers(output.gates)
-    return LossTotals(total(loss), total(ctc), total(interctc), total(used), total(layers), count)
+    return LossTotals(
+        loss=total(loss),
+        ctc=total(ctc),
+        interctc=total(interctc),
+        utility=total(used),
+        executed_layers=total(layers),
+        utterances=count,
+        attention=total(attention),
+        correct_tokens=total(correct),
+        tokens=total(tokens),
+    )

@@ -12,7 +12,7 @@ from i3d_jax.audio.io import num_samples_after_speed
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.model.asr import ASRModel
-from i3d_jax.model.flops import count_flops_by_part
+from i3d_jax.model.flops import count_flops_by_part, decoder_flops
 from i3d_jax.training.compiled import compilations
 from i3d_jax.training.hardware import peak_memory
 from i3d_jax.training.optimizer import Trainable
@@ -24,13 +24,19 @@ _BACKWARD = 2.0  # FLOPs of the gradients of a product, in its own
 
 
 def step_flops(
-    model: ASRModel, frontend: FrontendConfig, corpus: Corpus, heads: int = 1, trainable: Trainable = "all"
+    model: ASRModel,
+    frontend: FrontendConfig,
+    corpus: Corpus,
+    num_labels: np.ndarray,
+    heads: int = 1,
+    trainable: Trainable = "all",
 ) -> Callable[[PlannedBatch], float]:
     """Model FLOPs of training on a batch: forward and backward of every branch, on the frames that are no padding.
 
-    ``heads`` counts how often the CTC head is computed: once, and for each intermediate loss. With only the predictor
-    trained, the backward pass has the gradients of inputs alone, and ends at the first layer; that both operands of
-    attention's own products are inputs, and the predictor itself, are left out.
+    ``num_labels`` [utterances] are the lengths of the transcripts, which an attention decoder reads. ``heads`` counts
+    how often the CTC head is computed: once, and for each intermediate loss. With only the predictor trained, the
+    backward pass has the gradients of inputs alone, and ends at the first layer; that both operands of attention's own
+    products are inputs, and the predictor itself, are left out.
 
     What is computed again to save memory is not counted (the convention of MFU, arXiv 2204.02311, appendix B).
     """
@@ -49,10 +55,15 @@ def step_flops(
             num_frames=num_frames(frontend, samples),
             executed=None,
         )
-        total = forward.total + (heads - 1) * forward.ctc_head
+        tokens = np.zeros(len(samples), np.int64)
+        np.add.at(tokens, planned.rows, num_labels[planned.indices])
+        decoder = decoder_flops(
+            model.config, vocab_size=model.vocab_size, num_frames=num_frames(frontend, samples), tokens=tokens + 1
+        )
+        total = forward.total + (heads - 1) * forward.ctc_head + decoder
         if trainable == "all":
             return (1 + _BACKWARD) * float(total.sum())
-        passed = sum(forward.branches.values()) + heads * forward.ctc_head
+        passed = sum(forward.branches.values()) + heads * forward.ctc_head + decoder
         return float((total + _BACKWARD / 2 * passed).sum())
 
     return flops
@@ -106,8 +117,18 @@ class Meter:
         self._audio_seconds += samples / self._corpus.sample_rate
         self._flops += self._flops_of(planned) if self._flops_of else 0.0
 
+    def _of_the_decoder(self, count: float) -> dict[str, float]:
+        totals = self._totals
+        if not totals.tokens:
+            return {}
+        accuracy = float(totals.correct_tokens) / float(totals.tokens)
+        return {"attention": float(totals.attention) / count, "attention_accuracy": accuracy}
+
     def summary(self) -> dict[str, float]:
         """Means of the losses over utterances, and figures of the machine.
+
+        ``attention_accuracy`` is the share of the tokens, ends included, that the decoder held for the most probable
+        with the true ones before them.
 
         ``audio_per_second`` is seconds of audio a second, or hours an hour; ``input_wait`` the share of the time that
         the host waited for the next batch while the device was still at work on the last one or idle, so at least the
@@ -122,6 +143,7 @@ class Meter:
             "loss": float(totals.loss) / count,
             "ctc": float(totals.ctc) / count,
             **({"interctc": float(totals.interctc) / count} if totals.interctc else {}),
+            **self._of_the_decoder(count),
             "utility": float(totals.utility) / count,
             "layers": float(totals.executed_layers) / count,
             "grad_norm": float(np.mean(self._grad_norms)),

@@ -118,6 +118,7 @@ def make_train_step(
             gate_keys=gate_keys,
             dropout_keys=dropout_keys,
             taps=config.loss.interctc_layers,
+            labels=jnp.asarray(batch.labels),
             gather=gather,
             remat=config.remat,
         )

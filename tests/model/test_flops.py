@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from i3d_jax.model.asr import ASRModel, ModelConfig
+from i3d_jax.model.decoder import Decoder, DecoderConfig
 from i3d_jax.model.encoder import EncoderConfig
-from i3d_jax.model.flops import branch_flops, count_flops, count_flops_by_part
+from i3d_jax.model.flops import branch_flops, count_flops, count_flops_by_part, decoder_flops
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.model.layers import Context, CTCHead, FeedForward, GatePredictor, SelfAttention
 from i3d_jax.model.subsampling import SubsamplingConfig, num_subsampled_frames
@@ -52,6 +55,21 @@ def test_branches_equal_xla_exactly_for_bare_matrix_products():
     x = jnp.ones((T, D))
     assert xla_flops(mha, x, jnp.ones((D, 3 * D)), jnp.ones((D, D))) == branch_flops(MODEL, T)["mha"]
     assert xla_flops(ffn, x, jnp.ones((D, H)), jnp.ones((H, D))) == branch_flops(MODEL, T)["ffn"]
+
+
+@pytest.mark.parametrize("tokens", [20, 90])
+def test_the_decoder_agrees_with_xla(tokens):
+    config = replace(MODEL, decoder=DecoderConfig(num_layers=1, num_heads=HEADS, ffn_dim=H))
+    decoder = Decoder(config.decoder, D, 50)
+    params = decoder.init(jax.random.key(0))
+    inputs = jnp.zeros((1, tokens), int), jnp.ones((1, T, D)), jnp.ones((1, T), bool)
+    measured = xla_flops(decoder.apply, params, *inputs)
+    (counted,) = decoder_flops(config, vocab_size=50, num_frames=4 * T + 3, tokens=tokens)
+    elementwise = 12 * HEADS * tokens * (tokens + T) + 40 * tokens * (D + H) + 4 * T * D
+    assert counted <= measured <= counted + elementwise
+    assert not decoder_flops(MODEL, vocab_size=50, num_frames=4 * T + 3, tokens=tokens).any()
+    both = decoder_flops(config, vocab_size=50, num_frames=np.array([4 * T + 3, 99]), tokens=np.array([tokens, 7]))
+    assert both[0] == counted and both[1] < counted
 
 
 def test_subsampling_equals_xla_exactly():

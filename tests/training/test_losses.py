@@ -1,10 +1,11 @@
-"""CTC against brute force over all alignments, infeasible rows, and the total loss of Eqs. 5 and 6."""
+"""CTC against brute force over all alignments, infeasible rows, the attention loss, the total of Eqs. 5 and 6."""
 
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from i3d_jax.model.asr import ModelConfig
 from i3d_jax.model.encoder import EncoderConfig
 from i3d_jax.model.flops import block_costs, branch_flops
-from i3d_jax.training.losses import LossConfig, ctc_feasible, ctc_loss, loss_totals, utility_loss
+from i3d_jax.training.losses import LossConfig, attention_loss, ctc_feasible, ctc_loss, loss_totals, utility_loss
 from i3d_jax.types import Batch, ModelOutput
 
 FRAMES, VOCABULARY = 5, 3
@@ -190,3 +191,69 @@ def test_a_target_is_reached(target):
         gradient, _ = utility_gradient(LossConfig(40.0, "linear", target), probability, mask)
         logits -= gradient * probability * (1 - probability)
     np.testing.assert_allclose(jnp.mean(jax.nn.sigmoid(logits), axis=(1, 2)), target, atol=0.01)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
+def test_attention_loss_against_optax_and_an_answer_that_is_right(smoothing):
+    vocabulary, labels, num_labels = 5, jnp.array([[1, 3, 2], [2, 0, 0]]), jnp.array([3, 1])
+    logits = 2 * jax.random.normal(jax.random.key(6), (2, 4, vocabulary))
+    targets = [[1, 3, 2, 4], [2, 4]]
+
+    def smoothed(tokens):  # optax spreads the smoothing over all tokens, the right one included
+        share = smoothing * vocabulary / (vocabulary - 1)
+        return optax.smooth_labels(jax.nn.one_hot(jnp.array(tokens), vocabulary), share)
+
+    def expected(logits):
+        rows = [(logits[r, : len(own)], smoothed(own)) for r, own in enumerate(targets)]
+        return jnp.stack(
+            [
+                jnp.sum(
+                    optax.safe_softmax_cross_entropy(z, t)
+                    - optax.safe_softmax_cross_entropy(jnp.log(jnp.maximum(t, 1e-30)), t)
+                )
+                for z, t in rows
+            ]
+        )
+
+    def loss(logits):
+        return attention_loss(logits, labels, num_labels, smoothing)[0]
+
+    np.testing.assert_allclose(loss(logits), expected(logits), rtol=1e-5, atol=1e-5)
+    ours, theirs = (jax.grad(lambda z, f=f: jnp.sum(f(z)))(logits) for f in (loss, expected))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    right = jnp.log(jnp.maximum(smoothed([1, 3, 2, 4]), 1e-30))[None]
+    perfect, correct = attention_loss(right, labels[:1], num_labels[:1], smoothing)
+    np.testing.assert_allclose(perfect, 0.0, atol=1e-5)
+    assert correct.tolist() == [4]
+
+
+@given(st.integers(0, 3), st.integers(0, 2**31))
+def test_attention_loss_is_a_sum_over_the_tokens_of_the_row_alone(count, seed):
+    logits = jax.random.normal(jax.random.key(seed), (1, 4, 6))
+    labels = jax.random.randint(jax.random.key(seed), (1, 3), 1, 5)
+    loss, correct = attention_loss(logits, labels, jnp.array([count]), 0.1)
+    noise = jnp.where(jnp.arange(4)[None, :, None] <= count, logits, 1e4)
+    other = jnp.where(jnp.arange(3)[None] < count, labels, 0)
+    again, _ = attention_loss(noise, other, jnp.array([count]), 0.1)
+    np.testing.assert_array_equal(loss, again)
+    answers = np.argmax(logits[0], -1)[: count + 1].tolist()
+    assert float(correct[0]) == sum(a == b for a, b in zip(answers, [*labels[0, :count].tolist(), 5], strict=True))
+    assert float(loss[0]) > 0
+
+
+@pytest.mark.parametrize("taps", [0, 1])
+def test_attention_and_ctc_are_mixed_by_the_weight_of_ctc(taps):
+    batch, output = batch_and_output([True, False, True])
+    decoded = jax.random.normal(jax.random.key(8), (3, 3, VOCABULARY))
+    intermediate = (jax.random.normal(jax.random.key(5), output.logits.shape),) * taps
+    output = output._replace(decoder_logits=decoded.at[1].set(jnp.nan), intermediate_logits=intermediate)
+    config = LossConfig(2.0, (1,) * taps, interctc_weight=0.4, ctc_weight=0.3)
+    totals = loss_totals(config, output, batch)
+    ctc = [ctc_loss(z, output.mask, batch.labels, batch.num_labels) for z in (output.logits, *intermediate)]
+    speech = 0.6 * ctc[0] + 0.4 * ctc[1] if taps else ctc[0]
+    attention, correct = attention_loss(decoded, batch.labels, batch.num_labels, 0.1)
+    utility = output.gates.mean(axis=(1, 2))
+    expected = sum(0.3 * speech[i] + 0.7 * attention[i] + 2.0 * utility[i] for i in (0, 2))
+    np.testing.assert_allclose(totals.loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(totals.attention, attention[0] + attention[2], rtol=1e-6)
+    assert (float(totals.tokens), float(totals.correct_tokens)) == (6, float(correct[0] + correct[2]))

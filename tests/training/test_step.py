@@ -10,6 +10,7 @@ import pytest
 from i3d_jax.audio.augment import AugmentConfig
 from i3d_jax.audio.frontend import FrontendConfig
 from i3d_jax.model.asr import ASRModel, ModelConfig
+from i3d_jax.model.decoder import DecoderConfig
 from i3d_jax.model.encoder import EncoderConfig
 from i3d_jax.model.gates import GateConfig, LayerDropConfig
 from i3d_jax.model.subsampling import SubsamplingConfig
@@ -36,10 +37,16 @@ def build(
     tau=1.0,
     trainable="all",
     layers=2,
+    decoder=0,
     **gates,
 ):
     encoder = EncoderConfig(num_layers=layers, d_model=width, num_heads=2, ffn_dim=2 * width)
-    config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor, **gates))
+    config = ModelConfig(
+        SubsamplingConfig(channels=4),
+        encoder,
+        GateConfig(predictor=predictor, **gates),
+        decoder=DecoderConfig(num_layers=decoder, num_heads=2, ffn_dim=2 * width),
+    )
     model = ASRModel(config, 80, 7)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=lr, warmup_steps=5), 100, trainable)
     config = StepConfig(
@@ -128,6 +135,23 @@ def test_any_mesh_follows_the_trajectory_of_one_device(
     split = mesh_shape(ParallelConfig(**config), devices)[1]
     assert kernel.addressable_shards[0].data.shape == (2, 64, 128 // split)
     assert state.opt_state[1].mu["layers"]["ffn"]["hidden"]["kernel"].sharding == kernel.sharding
+
+
+def test_a_decoder_is_trained_and_split_like_the_rest():
+    loss = LossConfig(utility_weight=2.0, interctc_layers=(1,), ctc_weight=0.3)
+    states, totals = [], []
+    for parallel in (mesh(1), mesh(4, **SPLIT, accumulate=2)):
+        accumulate = 1 if parallel.gather is None else 2
+        step, state = build("global", loss, 64, accumulate, parallel, lr=1e-3, decoder=2)
+        for i in range(4):
+            state, metrics = step(state, parallel.put_batch(make_batch(i)))
+        states.append(state.params)
+        totals.append(metrics.totals)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4), *totals)
+    kernel = states[1]["decoder"]["layers"]["ffn"]["hidden"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 64, 64)
+    np.testing.assert_allclose(kernel, states[0]["decoder"]["layers"]["ffn"]["hidden"]["kernel"], atol=1e-3)
+    assert totals[0].tokens == 7 * 4 and totals[0].attention > 0
 
 
 def test_layers_are_gathered_one_by_one_and_gradients_scattered():

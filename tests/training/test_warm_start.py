@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from i3d_jax.model.decoder import Decoder, DecoderConfig
 from i3d_jax.model.encoder import Encoder, EncoderConfig
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.model.params import flatten, unflatten
@@ -42,6 +43,27 @@ def test_every_mismatch_is_named():
     assert "layers/ffn/hidden/bias: not in the trained model" in message
     assert "extra: only in the trained model" in message
     assert "predictor" not in message
+
+
+def with_decoder(seed, layers=1):
+    decoder = Decoder(DecoderConfig(layers, 2, 16), 8, 5).init(jax.random.key(seed))
+    return {"decoder": decoder}
+
+
+def test_a_decoder_is_taken_from_the_dense_model_or_starts_new():
+    ctc, aed, fresh = params(seed=1), params(seed=1) | with_decoder(2), params("global") | with_decoder(3)
+    for source, new, decoder in ((aed, False, aed), (aed, True, fresh), (ctc, True, fresh)):
+        started = warm_start(fresh, source, new_decoder=new)
+        assert jax.tree.all(jax.tree.map(np.array_equal, started["decoder"], decoder["decoder"]))
+        assert jax.tree.all(jax.tree.map(np.array_equal, started["layers"], source["layers"]))
+    with pytest.raises(ValueError, match=r"decoder/embedding: not in the trained model"):
+        warm_start(fresh, ctc)
+    with pytest.raises(ValueError, match=r"decoder/embedding: only in the trained model"):
+        warm_start(params("global"), aed)
+    other = params(seed=1) | with_decoder(2, layers=2)
+    with pytest.raises(ValueError, match=r"decoder/layers/qkv/kernel: \(2, 8, 24\) in the trained model, \(1, 8, 24\)"):
+        warm_start(fresh, other)
+    assert warm_start(fresh, other, new_decoder=True).keys() == fresh.keys()
 
 
 def test_flatten_round_trip():
