@@ -17,7 +17,7 @@ from etils import epath
 from i3d_jax.analysis.sweep import format_sweep
 from i3d_jax.budget_sweep import sweep_budgets
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
-from i3d_jax.inference.decoder import GREEDY, DecoderConfig, DecoderName
+from i3d_jax.inference.decoder import GREEDY, DecoderName, DecodingConfig
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.pattern import read_pattern
 from i3d_jax.inference.recognizer import load
@@ -60,9 +60,14 @@ class EvalFlags:
     """Pattern file (docs/controls.md) whose blocks are executed for every utterance, whatever the gates say; excludes
     thresholds, budgets and sweeps."""
     decoder: DecoderName = "greedy"
-    """``greedy``, or ``prefix_beam``: prefix beam search, alone or with a language model (docs/decoding.md)."""
+    """``greedy``; ``prefix_beam``: prefix beam search, alone or with a language model (docs/decoding.md); of a model
+    with an attention decoder ``attention``, or ``joint`` with CTC prefix scores (docs/aed.md)."""
     beam: int | None = None
-    """Prefixes that ``--decoder=prefix_beam`` keeps; default: 10."""
+    """Prefixes or hypotheses that a decoder other than ``greedy`` keeps; default: 10."""
+    ctc_weight: float | None = None
+    """Weight of the CTC prefix scores of ``--decoder=joint``; default: 0.3."""
+    length_bonus: float | None = None
+    """Added for each token by ``attention`` and ``joint``; default: 0."""
     lm: str = ""
     """ARPA file of words or of the tokenizer's pieces, as ``python -m i3d_jax.cli.ngram`` writes it."""
     lm_weight: float | None = None
@@ -132,20 +137,21 @@ def main(argv: list[str]) -> None:
         )
 
 
-def _decoder(flags: EvalFlags) -> DecoderConfig:
+def _decoder(flags: EvalFlags) -> DecodingConfig:
     """The decoder that the flags ask for.
 
     Raises:
       ValueError: a bad value, or options of a decoder or language model that there is none of.
     """
-    own: dict[str, Any] = {"beam": flags.beam, "lm_weight": flags.lm_weight, "word_score": flags.word_score}
+    names = ("beam", "ctc_weight", "length_bonus", "lm_weight", "word_score")
+    own: dict[str, Any] = {name: getattr(flags, name) for name in names}
     given = {name: value for name, value in own.items() if value is not None}
     if flags.decoder == "greedy" and (given or flags.lm):
         options = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["lm"] if flags.lm else [])])
-        raise ValueError(f"{options}: greedy decoding has no such option; add --decoder=prefix_beam")
-    if not flags.lm and given.keys() - {"beam"}:
+        raise ValueError(f"{options}: greedy decoding has no such option; add --decoder=prefix_beam, or =joint")
+    if not flags.lm and given.keys() & {"lm_weight", "word_score"}:
         raise ValueError("--lm-weight and --word-score weigh a language model: give one with --lm")
-    return DecoderConfig(flags.decoder, lm=flags.lm and os.path.abspath(os.path.expanduser(flags.lm)), **given)
+    return DecodingConfig(flags.decoder, lm=flags.lm and os.path.abspath(os.path.expanduser(flags.lm)), **given)
 
 
 def _tag(data: str) -> str:

@@ -8,7 +8,7 @@ from i3d_jax.analysis.gate_stats import GateStats, gate_statistics
 from i3d_jax.analysis.plots import plot_gate_probabilities
 from i3d_jax.data.corpora import Corpus, load_corpus
 from i3d_jax.experiment import ExperimentConfig
-from i3d_jax.inference.decoder import GREEDY, DecoderConfig
+from i3d_jax.inference.decoder import GREEDY, DecodingConfig
 from i3d_jax.inference.evaluation import Evaluation, check_lengths, evaluate, real_time_factor
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.pattern import Pattern
@@ -65,7 +65,7 @@ def evaluation_folder(
     budget: float | None = None,
     tag: str = "",
     pattern: Pattern | None = None,
-    decoder: DecoderConfig = GREEDY,
+    decoder: DecodingConfig = GREEDY,
 ) -> epath.Path:
     """Where ``evaluate_run`` writes one evaluation."""
     fixed = f"-pattern{pattern.digest}" if pattern else ""

@@ -20,8 +20,8 @@ import i3d_jax
 import train as train_script
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.experiment import load_config, load_saved_config
+from i3d_jax.inference.decoder import DecodingConfig
 from i3d_jax.inference.evaluation import evaluate
-from i3d_jax.inference.joint_decoding import JointDecodingConfig
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scoring import compare, score
 from i3d_jax.model.decoder import DecoderConfig
@@ -306,7 +306,7 @@ def test_an_attention_decoder_starts_new_from_a_ctc_run_and_decodes(run, tmp_pat
     dev, how = load_corpus(aed.data, "dev"), (aed.evaluation, aed.batching)
     ctc, joint = (
         evaluate(each, dev, model.decision(), "compacted", *how, interactive=False)
-        for each in (model, model.decoding_with(JointDecodingConfig(beam=4)))
+        for each in (model, model.with_decoder(DecodingConfig("joint", beam=4)))
     )
     np.testing.assert_array_equal(ctc.gates, joint.gates)
     np.testing.assert_allclose(ctc.gflops, joint.gflops)

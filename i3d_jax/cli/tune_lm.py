@@ -15,7 +15,7 @@ from etils import epath
 
 from i3d_jax import files, schema
 from i3d_jax.experiment import ExperimentConfig, load_saved_config, parse_flags, run_program
-from i3d_jax.inference.decoder import DecoderConfig
+from i3d_jax.inference.decoder import DecodingConfig
 from i3d_jax.inference.evaluation import evaluation_batches
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.recognizer import Recognizer, load
@@ -98,10 +98,10 @@ def tune(
     if not pairs:
         raise ValueError("no weights to try: give --lm-weights and --word-scores")
     for weight, bonus in pairs:
-        DecoderConfig("prefix_beam", beam, lm=lm, lm_weight=weight, word_score=bonus)  # raises for bad values
+        DecodingConfig("prefix_beam", beam, lm=lm, lm_weight=weight, word_score=bonus)  # raises for bad values
     searches = [NGramSearch(model, lm_weight=weight, word_score=bonus, beam=beam) for weight, bonus in pairs]
     corpus = load_split(config, "dev")
-    scoring = recognizer.with_decoder(DecoderConfig("prefix_beam", beam))  # whose programs give scores
+    scoring = recognizer.with_decoder(DecodingConfig("prefix_beam", beam))  # whose programs give scores
     execution, decide = recognizer.best_execution(rows=2), recognizer.decision()
     texts = [[""] * len(corpus) for _ in pairs]
     batches, total = evaluation_batches(recognizer, corpus, config.evaluation, config.batching)

@@ -1,9 +1,11 @@
-"""From CTC scores to tokens by the decoder that is asked for.
+"""From encoder states to tokens by the decoder that is asked for.
 
 ===========  ============================================================================================
 greedy       the best token of every frame, inside the compiled program of the execution
 prefix_beam  prefix beam search over the scores that the execution gives: compiled apart, or, with a language model,
              by flashlight-text on the host
+attention    beam search with the attention decoder, inside the program of the execution (docs/aed.md)
+joint        the same, rescored by CTC prefixes
 ===========  ============================================================================================
 """
 
@@ -22,12 +24,13 @@ from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.alignment import align, path_log_probs
 from i3d_jax.inference.decoding import BLANK
 from i3d_jax.inference.execution import CTCScores, Recognition
+from i3d_jax.inference.joint_decoding import JointDecodingConfig
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
 from i3d_jax.types import Array
 
-DecoderName = Literal["greedy", "prefix_beam"]
-DECODERS: tuple[DecoderName, ...] = ("greedy", "prefix_beam")
+DecoderName = Literal["greedy", "prefix_beam", "attention", "joint"]
+DECODERS: tuple[DecoderName, ...] = ("greedy", "prefix_beam", "attention", "joint")
 
 MAX_BEAM = 1000
 _LEAST_FRAMES, _LEAST_TOKENS = 32, 16
@@ -35,15 +38,15 @@ _NO_LM_WEIGHTS = (0.5, 0.0)  # the defaults: they say that nothing was asked for
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """How CTC scores become tokens."""
+class DecodingConfig:
+    """How encoder states become tokens."""
 
     decoder: DecoderName = "greedy"
-    """``greedy``, or ``prefix_beam``, which sums over alignments."""
+    """``greedy``; ``prefix_beam``, which sums over alignments; ``attention`` and ``joint``: by an attention decoder."""
     beam: int = 10
-    """Prefixes that are kept from frame to frame."""
+    """Prefixes that are kept from frame to frame, or hypotheses from token to token."""
     n_best: int = 1
-    """Texts that are given with their scores, at most ``beam``."""
+    """Texts that ``prefix_beam`` gives with their scores, at most ``beam``."""
     tokens_per_frame: int = TOKENS_PER_FRAME
     """Tokens of a frame by which a prefix may be extended, its most probable ones."""
     lm: str = ""
@@ -52,6 +55,12 @@ class DecoderConfig:
     """Weight of the language model's natural log probabilities."""
     word_score: float = 0.0
     """Added for each word: language models prefer short texts."""
+    ctc_weight: float = 0.3
+    """Weight of the CTC prefix score in ``joint``."""
+    length_bonus: float = 0.0
+    """Added for each token of ``attention`` and ``joint``."""
+    max_length_ratio: float = 1.0
+    """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame (40 ms); memory grows with it."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no decoder has."""
@@ -70,14 +79,32 @@ class DecoderConfig:
             raise ValueError(f"lm_weight={self.lm_weight}: expected a number from 0 on")
         if not math.isfinite(self.word_score):
             raise ValueError(f"word_score={self.word_score}: expected a finite number")
+        for name, default in (("ctc_weight", 0.3), ("length_bonus", 0.0), ("max_length_ratio", 1.0)):
+            if getattr(self, name) != default and not (
+                self.decoder == "joint" or (self.decoder == "attention" and name != "ctc_weight")
+            ):
+                raise ValueError(f"{name}={getattr(self, name)}: decoder {self.decoder!r} has no such option")
+        if self.joint and (self.lm or self.n_best > 1):
+            raise ValueError(f"decoder {self.decoder!r} gives one text and has no language model: take 'prefix_beam'")
         if not 1 <= self.n_best <= self.beam:
             raise ValueError(f"n_best={self.n_best}: expected 1 to {self.beam}, the beam")
+
+    @property
+    def joint(self) -> JointDecodingConfig | None:
+        """The search of an attention decoder; None for decoders of CTC scores."""
+        if self.decoder not in ("attention", "joint"):
+            return None
+        weight = self.ctc_weight if self.decoder == "joint" else 0.0
+        return JointDecodingConfig(self.beam, weight, self.length_bonus, self.max_length_ratio)
 
     @property
     def label(self) -> str:
         """Short name for reports and folders."""
         if self.decoder == "greedy":
             return self.decoder
+        if self.joint:
+            weights = (self.joint.ctc_weight, self.length_bonus, self.max_length_ratio)
+            return "-".join([f"{self.decoder}{self.beam}", *(f"{weight:g}" for weight in weights)])
         if not self.lm:
             return f"{self.decoder}{self.beam}"
         digest = hashlib.sha256(os.fsencode(self.lm)).hexdigest()[:6]
@@ -86,20 +113,20 @@ class DecoderConfig:
         )
 
 
-GREEDY = DecoderConfig()
+GREEDY = DecodingConfig()
 
 
-def decoder_config(decoder: DecoderName | DecoderConfig | None, beam: int | None = None) -> DecoderConfig | None:
+def decoder_config(decoder: DecoderName | DecodingConfig | None, beam: int | None = None) -> DecodingConfig | None:
     """The settings of a decoder that is given by its name, or not at all.
 
     Raises:
       ValueError: unknown decoder, bad beam, or a beam for what has none.
     """
     if beam is None:
-        return DecoderConfig(decoder) if isinstance(decoder, str) else decoder
+        return DecodingConfig(decoder) if isinstance(decoder, str) else decoder
     if not isinstance(decoder, str) or decoder == "greedy":
-        raise ValueError(f'beam={beam} needs decoder="prefix_beam": a DecoderConfig has its own, greedy has none')
-    return DecoderConfig(decoder, beam)
+        raise ValueError(f'beam={beam} needs decoder="prefix_beam": a DecodingConfig has its own, greedy has none')
+    return DecodingConfig(decoder, beam)
 
 
 class Decoder:
@@ -110,12 +137,15 @@ class Decoder:
       timestamps: whether the path is to have probabilities, for times and confidences of words.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: DecoderConfig = GREEDY, timestamps: bool = False):
+    def __init__(self, tokenizer: Tokenizer, config: DecodingConfig = GREEDY, timestamps: bool = False):
         """Bind; nothing is compiled yet.
 
         Raises:
           ModuleNotFoundError, FileNotFoundError, ValueError: with a language model, as `LanguageModel`, `NGramSearch`.
+          ValueError: timestamps of a search that has no CTC path.
         """
+        if timestamps and config.joint:
+            raise ValueError(f"timestamps are those of CTC paths: decoder {config.decoder!r} has none")
         self.config = config
         self.timestamps = timestamps
         sizes: dict[str, Any] = {
@@ -131,7 +161,7 @@ class Decoder:
     @property
     def needs_scores(self) -> bool:
         """Whether the program has to give the scores of all tokens."""
-        return self.timestamps or self.config.decoder != "greedy"
+        return self.timestamps or self.config.decoder == "prefix_beam"
 
     def __call__(self, recognition: Recognition) -> Recognition:
         """The recognition with the tokens of this decoder, and with their path; without scores, which are large."""

@@ -15,7 +15,7 @@ from i3d_jax.audio.frontend import GlobalStats, num_frames
 from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
-from i3d_jax.inference.decoder import Decoder, DecoderConfig, DecoderName, decoder_config
+from i3d_jax.inference.decoder import Decoder, DecoderName, DecodingConfig, decoder_config
 from i3d_jax.inference.execution import (
     EXECUTIONS,
     Execution,
@@ -25,7 +25,7 @@ from i3d_jax.inference.execution import (
     greedy_search,
     unknown_execution,
 )
-from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_searcher
+from i3d_jax.inference.joint_decoding import joint_searcher
 from i3d_jax.inference.long_audio import one_window
 from i3d_jax.inference.transcription import (
     Audio,
@@ -56,16 +56,19 @@ class Recognizer:
         *,
         devices: Sequence[jax.Device] = (),
         decoder: Decoder | None = None,
-        decoding: JointDecodingConfig | None = None,
     ):
-        """Bind; nothing is compiled yet. See `over_devices`, `with_decoder` and `decoding_with`."""
+        """Bind; nothing is compiled yet. See `over_devices` and `with_decoder`.
+
+        Raises:
+          ValueError: a decoder that attends, and a model without an attention decoder.
+        """
         self.config = config
-        self.decoding = decoding
         self.tokenizer = tokenizer
         self.stats = stats
         self.decoder = decoder or Decoder(tokenizer)
         self.model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
-        search = joint_searcher(self.model, decoding) if decoding else greedy_search
+        joint = self.decoder.config.joint
+        search = joint_searcher(self.model, joint) if joint else greedy_search
 
         def pipeline(devices: Sequence[jax.Device] = ()) -> Pipeline:
             return Pipeline(config.frontend, self.model, stats, devices, self.decoder.needs_scores, search)
@@ -74,32 +77,14 @@ class Recognizer:
         self.split = pipeline(devices) if devices else None
         self.params = params
 
-    def decoding_with(self, decoding: JointDecodingConfig | None) -> "Recognizer":
-        """The same model, whose transcripts come from a joint CTC/attention search in every execution; see docs/aed.md.
-
-        ``None`` is greedy CTC decoding. Gates, and what is counted of them, are the same.
-
-        Raises:
-          ValueError: the model has no attention decoder.
-        """
-        return self._with(decoding=decoding)
-
-    def _with(self, **changes: Any) -> "Recognizer":
-        kept: dict[str, Any] = {
-            "devices": self.split.devices if self.split else (),
-            "decoder": self.decoder,
-            "decoding": self.decoding,
-        }
-        return Recognizer(self.config, self.params, self.tokenizer, self.stats, **(kept | changes))
-
     def over_devices(self, devices: Sequence[jax.Device]) -> "Recognizer":
         """The same model, which splits batches among devices that skip independently.
 
         Batches whose rows the number of devices does not divide run on one of them.
         """
-        return self._with(devices=devices)
+        return Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=self.decoder)
 
-    def with_decoder(self, config: DecoderConfig | None, timestamps: bool = False) -> "Recognizer":
+    def with_decoder(self, config: DecodingConfig | None, timestamps: bool = False) -> "Recognizer":
         """The same model with another decoder; None keeps the decoder. What was compiled for one is kept.
 
         Args:
@@ -107,16 +92,15 @@ class Recognizer:
           timestamps: whether its paths are to have probabilities, for times and confidences of words.
 
         Raises:
-          ValueError: transcripts come from a joint search already.
+          ValueError: the decoder attends, and the model has no attention decoder, or timestamps are asked for.
         """
         config = config or self.decoder.config
         if (config, timestamps) == (self.decoder.config, self.decoder.timestamps):
             return self
-        if self.decoding:
-            raise ValueError("a joint search has its own hypotheses: no other decoder and no timestamps beside it")
         other = self._decoding.get((config, timestamps))
         if other is None:
-            other = self._with(decoder=Decoder(self.tokenizer, config, timestamps))
+            decoder, devices = Decoder(self.tokenizer, config, timestamps), self.split.devices if self.split else ()
+            other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
             other._unstacked = self._unstacked  # not twice in memory
             self._decoding[config, timestamps] = other
         return other
@@ -131,7 +115,7 @@ class Recognizer:
         self._params = params
         self._unstacked: Params | None = None
         self._programs: dict[tuple[Execution, bool], Any] = {}
-        self._decoding: dict[tuple[DecoderConfig, bool], Recognizer] = {}
+        self._decoding: dict[tuple[DecodingConfig, bool], Recognizer] = {}
 
     @cached_property
     def gate_names(self) -> tuple[str, ...]:
@@ -239,7 +223,7 @@ class Recognizer:
         decide: Decision | None = None,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
-        decoder: DecoderName | DecoderConfig | None = None,
+        decoder: DecoderName | DecodingConfig | None = None,
         beam: int | None = None,
         timestamps: bool = False,
         show_progress: bool = False,
@@ -257,7 +241,7 @@ class Recognizer:
         decide: Decision | None = None,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
-        decoder: DecoderName | DecoderConfig | None = None,
+        decoder: DecoderName | DecodingConfig | None = None,
         beam: int | None = None,
         timestamps: bool = False,
         show_progress: bool = False,
@@ -274,7 +258,7 @@ class Recognizer:
         decide: Decision | None = None,
         window_seconds: float | None = None,
         overlap_seconds: float | None = None,
-        decoder: DecoderName | DecoderConfig | None = None,
+        decoder: DecoderName | DecodingConfig | None = None,
         beam: int | None = None,
         timestamps: bool = False,
         show_progress: bool = False,
@@ -324,16 +308,16 @@ class Recognizer:
         plan = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate)
         decoding = self.with_decoder(decoder_config(decoder, beam), timestamps)
         if not isinstance(audio, Sequence) or isinstance(audio, str):
-            self._check_window(checked_length(self, audio, sample_rate), plan)
+            decoding._check_window(checked_length(self, audio, sample_rate), plan)
             opened = open_audio(self, audio, sample_rate, plan)
             return transcribe_one(decoding, opened, plan, decide, execution, show_progress)
         for each in audio:
-            self._check_window(checked_length(self, each, sample_rate), plan)
+            decoding._check_window(checked_length(self, each, sample_rate), plan)
         every = (open_audio(self, each, sample_rate, plan) for each in audio)
         return transcribe_many(decoding, every, plan, decide, execution, show_progress)
 
     def _check_window(self, num_samples: int, plan: WindowPlan) -> None:
-        if self.decoding and num_samples > plan.length:
+        if self.decoder.config.joint and num_samples > plan.length:
             seconds, window = (samples / self.config.sample_rate for samples in (num_samples, plan.length))
             raise ValueError(
                 f"{seconds:.1f} s of audio do not fit into a window of {window:.1f} s, and windows can be merged by "

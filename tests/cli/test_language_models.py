@@ -14,7 +14,7 @@ from i3d_jax.data.demo_corpus import sentences
 from i3d_jax.data.ngram_training import read_unigrams
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import load_saved_config
-from i3d_jax.inference.decoder import DecoderConfig
+from i3d_jax.inference.decoder import DecodingConfig
 from i3d_jax.inference.evaluation import real_time_factor
 from i3d_jax.inference.recognizer import load
 from i3d_jax.split_evaluation import load_split
@@ -52,7 +52,7 @@ def test_evaluation_with_a_beam(demo_run, capsys):  # noqa: F811
     asr = load(demo_run)
     corpus = load_split(load_saved_config(demo_run / "config.json"), "dev")
     lines = (demo_run / "eval" / "dev-eager-prefix_beam4" / "hyp.trn").read_text().splitlines()
-    for decoding, apart in ((asr, False), (asr.with_decoder(DecoderConfig("prefix_beam", 4)), True)):
+    for decoding, apart in ((asr, False), (asr.with_decoder(DecodingConfig("prefix_beam", 4)), True)):
         factor = real_time_factor(decoding, corpus, asr.decision(), "conditional", 2)
         assert (factor.decoder is not None) == apart and 0 < (factor.decoder or 1e-9) < factor.total
     for index in (0, 7):

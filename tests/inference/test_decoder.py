@@ -10,7 +10,7 @@ import pytest
 
 from i3d_jax.audio.io import read_audio
 from i3d_jax.data import demo_corpus
-from i3d_jax.inference.decoder import DecoderConfig
+from i3d_jax.inference.decoder import DecodingConfig
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.scheduler import Work, recognize_batches
@@ -35,7 +35,7 @@ def noisy():
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_every_execution_gives_the_same_beam_and_times(asr, noisy, execution):
-    config = DecoderConfig("prefix_beam", beam=8, n_best=4)
+    config = DecodingConfig("prefix_beam", beam=8, n_best=4)
     wanted = asr.transcribe(noisy, sample_rate=16000, decoder=config, timestamps=True)
     result = asr.transcribe(noisy, sample_rate=16000, decoder=config, timestamps=True, execution=execution)
     assert [one.text for one in result.alternatives] == [one.text for one in wanted.alternatives]
@@ -85,7 +85,7 @@ def test_words_of_windows_are_where_the_speech_is(asr):
 
 
 def test_the_paths_of_a_beam_hold_its_tokens(asr, noisy):
-    decoding = asr.with_decoder(DecoderConfig("prefix_beam", beam=5))
+    decoding = asr.with_decoder(DecodingConfig("prefix_beam", beam=5))
     batch = padded([noisy, noisy[:16000]], 3)
     recognition = decoding.recognize(*batch, decoding.decision(), "masked")
     assert recognition.scores is None  # it is large, and stays on the device
@@ -98,7 +98,7 @@ def test_the_paths_of_a_beam_hold_its_tokens(asr, noisy):
 
 
 def test_devices_and_regrouped_batches_decode_alike(asr, noisy):
-    config = DecoderConfig("prefix_beam", beam=4)
+    config = DecodingConfig("prefix_beam", beam=4)
     decide = asr.decision()
     lengths = [len(noisy) - 400 * i for i in range(8)]
     batch = padded([noisy[:length] for length in lengths], 8)
@@ -121,9 +121,9 @@ def test_devices_and_regrouped_batches_decode_alike(asr, noisy):
 
 
 def test_what_is_compiled_for_a_decoder_is_kept(asr):
-    config = DecoderConfig("prefix_beam", beam=5)
+    config = DecodingConfig("prefix_beam", beam=5)
     assert asr.with_decoder(config) is asr.with_decoder(config) is not asr
-    assert asr.with_decoder(None) is asr.with_decoder(DecoderConfig()) is asr
+    assert asr.with_decoder(None) is asr.with_decoder(DecodingConfig()) is asr
     assert asr.with_decoder(config).with_decoder(None) is asr.with_decoder(config)
     assert not asr.pipeline.keep_scores and asr.with_decoder(None, timestamps=True).pipeline.keep_scores
 
@@ -165,6 +165,6 @@ def test_bad_settings_are_told_before_anything_is_recognised(asr, monkeypatch, o
 
 def test_n_best_is_within_the_beam():
     with pytest.raises(ValueError, match="n_best=6: expected 1 to 5, the beam"):
-        DecoderConfig("prefix_beam", beam=5, n_best=6)
+        DecodingConfig("prefix_beam", beam=5, n_best=6)
     with pytest.raises(ValueError, match="tokens_per_frame=0: expected at least 1"):
-        DecoderConfig("prefix_beam", tokens_per_frame=0)
+        DecodingConfig("prefix_beam", tokens_per_frame=0)

@@ -10,8 +10,9 @@ import pytest
 from i3d_jax.audio.frontend import FrontendConfig
 from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
 from i3d_jax.inference.bundle import RecognizerConfig
+from i3d_jax.inference.decoder import GREEDY, DecodingConfig
 from i3d_jax.inference.execution import EXECUTIONS
-from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_search
+from i3d_jax.inference.joint_decoding import joint_search
 from i3d_jax.inference.recognizer import Recognizer, load
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.model.asr import ASRModel, ModelConfig
@@ -21,7 +22,7 @@ from i3d_jax.model.gates import GateConfig, Threshold
 from i3d_jax.model.subsampling import SubsamplingConfig
 
 LENGTHS = np.array([8000, 5200, 3000, 0], np.int32)
-SEARCH = JointDecodingConfig(beam=3, ctc_weight=0.3, max_length_ratio=0.5)
+SEARCH = DecodingConfig("joint", beam=3, ctc_weight=0.3, max_length_ratio=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def joint(plain):
-    return plain.decoding_with(SEARCH)
+    return plain.with_decoder(SEARCH)
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +106,12 @@ def test_regrouped_rows_and_devices_find_the_same(joint, batch, expected, monkey
 def test_transcribe_and_a_saved_model_decode_alike_and_long_audio_is_refused(plain, joint, batch, tmp_path):
     samples = batch[0]
     plain.save(tmp_path / "model")
-    loaded = load(tmp_path / "model").decoding_with(SEARCH)
+    loaded = load(tmp_path / "model").with_decoder(SEARCH)
     text = joint.transcribe(samples, sample_rate=16000).text
     assert (
         text == loaded.transcribe(samples, sample_rate=16000).text != plain.transcribe(samples, sample_rate=16000).text
     )
-    assert joint.decoding_with(None).transcribe(samples, sample_rate=16000).text != text
+    assert joint.with_decoder(GREEDY).transcribe(samples, sample_rate=16000).text != text
     minute = np.tile(samples, 120)
     for audio in (minute, [samples, minute]):
         with pytest.raises(ValueError, match=r"60\.0 s of audio do not fit into a window of 30\.0 s"):
@@ -122,4 +123,4 @@ def test_a_model_without_a_decoder_is_refused(plain):
     params = {name: part for name, part in plain.params.items() if name != "decoder"}
     ctc = Recognizer(dataclasses.replace(plain.config, model=config), params, plain.tokenizer)
     with pytest.raises(ValueError, match="joint decoding needs an attention decoder"):
-        ctc.decoding_with(SEARCH)
+        ctc.with_decoder(SEARCH)

@@ -7,7 +7,7 @@ import pytest
 
 from i3d_jax.data.ngram_training import train_ngrams, write_ngrams
 from i3d_jax.data.tokenizer import SPACE, Tokenizer, TokenizerConfig
-from i3d_jax.inference.decoder import DecoderConfig
+from i3d_jax.inference.decoder import DecodingConfig
 from i3d_jax.inference.execution import CTCScores
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.prefix_beam import prefix_beam_search
@@ -97,7 +97,7 @@ def test_a_language_model_changes_what_is_heard(tmp_path):
     plain = asr.transcribe(sample, decoder="prefix_beam", timestamps=True)
     write_ngrams(tmp_path / "odd.arpa", train_ngrams([["RED", "BOOK"]] * 5 + [plain.text.split()[1:]], 3))
     for execution, weight in itertools.product(("conditional", "eager"), (0.0, 20.0)):
-        config = DecoderConfig("prefix_beam", beam=20, lm=str(tmp_path / "odd.arpa"), lm_weight=weight)
+        config = DecodingConfig("prefix_beam", beam=20, lm=str(tmp_path / "odd.arpa"), lm_weight=weight)
         result = asr.transcribe(sample, decoder=config, timestamps=True, execution=execution)
         assert (result.text == plain.text) == (weight == 0.0)
         assert " ".join(word.word for word in result.words) == result.text
@@ -131,4 +131,4 @@ def test_without_flashlight_the_error_names_the_remedy(tmp_path, tokenizer, monk
 )
 def test_bad_settings(options, error):
     with pytest.raises(ValueError, match=error):
-        DecoderConfig(**options)
+        DecodingConfig(**options)
