@@ -12,6 +12,7 @@ from i3d_jax.audio.io import read_audio
 from i3d_jax.data import demo_corpus
 from i3d_jax.inference.decoder import DecodingConfig
 from i3d_jax.inference.execution import EXECUTIONS
+from i3d_jax.inference.joint_decoding import JointDecodingConfig
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.transcription import alone, padded
@@ -168,3 +169,27 @@ def test_n_best_is_within_the_beam():
         DecodingConfig("prefix_beam", beam=5, n_best=6)
     with pytest.raises(ValueError, match="tokens_per_frame=0: expected at least 1"):
         DecodingConfig("prefix_beam", tokens_per_frame=0)
+
+
+def test_an_attention_decoder_has_its_own_options():
+    assert DecodingConfig("prefix_beam").joint is None
+    joint = DecodingConfig("joint", beam=4, ctc_weight=0.5, length_bonus=1.0, max_length_ratio=0.3)
+    assert joint.joint == JointDecodingConfig(4, 0.5, 1.0, 0.3) and joint.label == "joint4-0.5-1-0.3"
+    assert DecodingConfig("attention").joint == JointDecodingConfig(10, 0.0)
+    for options, error in (
+        ({"decoder": "greedy", "length_bonus": 1.0}, "length_bonus=1.0: decoder 'greedy' has no such option"),
+        ({"decoder": "attention", "ctc_weight": 0.5}, "ctc_weight=0.5: decoder 'attention' has no such option"),
+        ({"decoder": "joint", "n_best": 2}, "decoder 'joint' gives one text"),
+        ({"decoder": "joint", "lm": "a.arpa"}, "has no language model"),
+        ({"decoder": "joint", "ctc_weight": 1.0}, "ctc_weight=1.0: expected at least 0 and below 1"),
+        ({"decoder": "joint", "beam": 0}, "beam=0: expected at least 1"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            DecodingConfig(**options)
+
+
+def test_a_model_of_ctc_alone_has_no_attention_decoder(asr):
+    with pytest.raises(ValueError, match="joint decoding needs an attention decoder"):
+        asr.with_decoder(DecodingConfig("attention"))
+    with pytest.raises(ValueError, match="timestamps are those of CTC paths"):
+        asr.with_decoder(DecodingConfig("joint"), timestamps=True)
