@@ -223,7 +223,9 @@ def _fit(
     with ExitStack() as opened:
         preemption = opened.enter_context(Preemption())
         opened.enter_context(bad_utterances_kept(workdir))
-        heads, counts = 1 + len(config.loss.interctc_layers), data.labels.counts
+        # The heads of self-conditioned layers are counted with what they add.
+        heads = 1 + len(set(config.loss.interctc_layers) - set(config.model.self_conditioned_layers))
+        counts = data.labels.counts
         flops = step_flops(model, config.frontend, data.train, counts, heads, config.training.trainable)
         peak = peak_flops(jax.devices())
         models = [

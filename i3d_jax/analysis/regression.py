@@ -87,6 +87,8 @@ def regress(
         raise ValueError(f"{len(y)} utterances cannot tell {unknowns} unknowns apart; give more utterances")
     if np.ptp(y) < _CONSTANT:
         raise ValueError(f"{name} is the same for all {len(y)} utterances: there is nothing to explain")
+    if np.abs(_within(y[:, None], labels)).max() < _CONSTANT:
+        raise ValueError(f"{name} is the same for all utterances of each group: the groups explain it whole")
     within = _within(x, labels)
     scale = np.sqrt((within**2).mean(axis=0))
     for column, spread in zip(quantities, scale, strict=True):

@@ -36,7 +36,7 @@ def draw_tradeoff(
     most = 2 * len(STYLES)
     if not (curves or background) or max(len(curves), len(background)) > most:
         counts = f"{len(curves)} curves and {len(background)} in the background"
-        raise ValueError(f"{counts}: expected 1 to {most} in one figure")
+        raise ValueError(f"{counts}: expected 1 to {most} in one figure: name fewer runs")
     figure, (axis,) = new_figure(6.6, 3.9)
     draw_curves(axis, curves, background=background)
     tidy(axis, xlabel, ylabel, title)

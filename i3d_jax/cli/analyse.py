@@ -74,6 +74,10 @@ def main(argv: list[str]) -> None:
         )
     output = epath.Path(flags.output).expanduser()
     names = _short_names(runs)
+    curves = [*tradeoff_curves(runs, names, flags.split), *further]
+    background = () if flags.paper == "none" else paper_curves(flags.paper)
+    # Before the work of the runs: it refuses more curves than can be told apart.
+    tradeoff = draw_tradeoff(curves, f"WER against depth, {flags.split}", background=background)
     tables: dict[str, Any] = {}
     texts = [f"# Analysis, {flags.split}\n"]
     for run, name in zip(runs, names, strict=True):
@@ -85,9 +89,6 @@ def main(argv: list[str]) -> None:
         found, text = analyse_run(run, name, table, flags, output)
         tables[name] = found
         texts.append(text)
-    curves = [*tradeoff_curves(runs, names, flags.split), *further]
-    background = () if flags.paper == "none" else paper_curves(flags.paper)
-    tradeoff = draw_tradeoff(curves, f"WER against depth, {flags.split}", background=background)
     canvas.save(tradeoff, output / "tradeoff.png")
     texts.append(_curve_text(curves))
     written = {"split": flags.split, "runs": tables, "curves": [asdict(curve) for curve in curves]}

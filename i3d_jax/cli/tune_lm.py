@@ -6,6 +6,7 @@ command that evaluates with the best pair. See docs/decoding.md.
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -73,9 +74,10 @@ def main(argv: list[str]) -> None:
     files.write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
     body = [[f"{p.lm_weight:g}", f"{p.word_score:g}", f"{p.wer:.2f}", f"{p.cer:.2f}"] for p in points]
     log("\n" + align_columns(["lm weight", "word score", "WER", "CER"], body, [False] * 4))
-    options = f"--decoder=prefix_beam --beam={flags.beam} --lm={flags.lm} --lm-weight={best.lm_weight:g}"
-    options += f" --word-score={best.word_score:g}" if best.word_score else ""
-    log(f"\nwritten: {path}\nbest on dev: python eval.py {flags.run} --split=test {options}")
+    options = ["--decoder=prefix_beam", f"--beam={flags.beam}", f"--lm={flags.lm}", f"--lm-weight={best.lm_weight:g}"]
+    options += [f"--word-score={best.word_score:g}"] if best.word_score else []
+    command = shlex.join(["python", "eval.py", flags.run, "--split=test", *options])
+    log(f"\nwritten: {path}\nbest on dev: {command}")
 
 
 def tune(

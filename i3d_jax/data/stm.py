@@ -24,6 +24,7 @@ from i3d_jax.data.folder import TRANSCRIPT_SUFFIX
 IGNORED = "segment ignored in scoring"
 NO_WORDS = "segment without words"
 BEYOND = "segment beyond its recording"
+ELSEWHERE = "segment of another recording"
 _IGNORE = "ignore_time_segment_in_scoring"
 _CHANNELS = {"1": 0, "A": 0, "2": 1, "B": 1}
 _LABELS = re.compile(r"^<[^>\s]*>\s*")
@@ -110,7 +111,8 @@ def cut_recording(stm: epath.Path, audio: epath.Path, folder: epath.Path) -> Cut
             for segment in read_stm(stm):
                 text = words_only(segment.text)
                 first, last = round(segment.begin * rate), min(round(segment.end * rate), recording.frames)
-                reason = _why_not(segment, text, last - first, recording.channels)
+                here = segment.recording == stm.stem
+                reason = _why_not(segment, text, last - first, recording.channels) if here else ELSEWHERE
                 if reason:
                     rejected.setdefault(reason, []).append(segment.id)
                     continue

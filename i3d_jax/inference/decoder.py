@@ -79,6 +79,8 @@ class DecodingConfig:
             raise ValueError(f"lm_weight={self.lm_weight}: expected a number from 0 on")
         if not math.isfinite(self.word_score):
             raise ValueError(f"word_score={self.word_score}: expected a finite number")
+        if self.decoder == "greedy" and (self.beam, self.n_best, self.tokens_per_frame) != (10, 1, TOKENS_PER_FRAME):
+            raise ValueError("greedy decoding has no beam, n_best or tokens_per_frame: take another decoder")
         for name, default in (("ctc_weight", 0.3), ("length_bonus", 0.0), ("max_length_ratio", 1.0)):
             if getattr(self, name) != default and not (
                 self.decoder == "joint" or (self.decoder == "attention" and name != "ctc_weight")

@@ -84,17 +84,19 @@ class Recognizer:
         """
         return Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=self.decoder)
 
-    def with_decoder(self, config: DecodingConfig | None, timestamps: bool = False) -> "Recognizer":
+    def with_decoder(self, config: DecodingConfig | None, timestamps: bool | None = None) -> "Recognizer":
         """The same model with another decoder; None keeps the decoder. What was compiled for one is kept.
 
         Args:
           config: of the decoder.
-          timestamps: whether its paths are to have probabilities, for times and confidences of words.
+          timestamps: whether its paths are to have probabilities, for times and confidences of words; None keeps
+            that too.
 
         Raises:
           ValueError: the decoder attends, and the model has no attention decoder, or timestamps are asked for.
         """
         config = config or self.decoder.config
+        timestamps = self.decoder.timestamps if timestamps is None else timestamps
         if (config, timestamps) == (self.decoder.config, self.decoder.timestamps):
             return self
         other = self._decoding.get((config, timestamps))
@@ -225,7 +227,7 @@ class Recognizer:
         overlap_seconds: float | None = None,
         decoder: DecoderName | DecodingConfig | None = None,
         beam: int | None = None,
-        timestamps: bool = False,
+        timestamps: bool | None = None,
         show_progress: bool = False,
     ) -> Transcription: ...
 
@@ -243,7 +245,7 @@ class Recognizer:
         overlap_seconds: float | None = None,
         decoder: DecoderName | DecodingConfig | None = None,
         beam: int | None = None,
-        timestamps: bool = False,
+        timestamps: bool | None = None,
         show_progress: bool = False,
     ) -> list[Transcription]: ...
 
@@ -260,7 +262,7 @@ class Recognizer:
         overlap_seconds: float | None = None,
         decoder: DecoderName | DecodingConfig | None = None,
         beam: int | None = None,
-        timestamps: bool = False,
+        timestamps: bool | None = None,
         show_progress: bool = False,
     ) -> Transcription | list[Transcription]:
         """Transcribe one file, or samples with their rate; or a list of either, in batches.
@@ -285,7 +287,7 @@ class Recognizer:
           decoder: ``greedy`` or ``prefix_beam``, or all settings of one; None takes the recogniser's own, which is
             ``greedy`` unless it was made `with_decoder`.
           beam: of a decoder that is given by name; None takes its default.
-          timestamps: give times and confidences of the words, ``words`` of the result.
+          timestamps: give times and confidences of the words, ``words`` of the result; None does as the recogniser.
           show_progress: of long audio, on stderr.
 
         Raises:

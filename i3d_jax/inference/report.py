@@ -75,8 +75,7 @@ def report_meta(*, seed: int, command: str | None = None) -> dict[str, Any]:
       JSON-able values; ``commit`` is None when the package does not run from a git checkout.
     """
     if command is None:
-        script = Path(sys.argv[0]).name
-        command = shlex.join(["python", script, *sys.argv[1:]] if script.endswith(".py") else [script, *sys.argv[1:]])
+        command = shlex.join([*_program(Path(sys.argv[0])), *sys.argv[1:]])
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -94,6 +93,12 @@ def report_meta(*, seed: int, command: str | None = None) -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.local_devices()],
         "versions": versions,
     }
+
+
+def _program(script: Path) -> list[str]:
+    if script.parts[-3:-1] == ("i3d_jax", "cli"):
+        return ["python", "-m", f"i3d_jax.cli.{script.stem}"]
+    return ["python", script.name] if script.suffix == ".py" else [script.name]
 
 
 def write_report(path: epath.PathLike, report: Report) -> None:

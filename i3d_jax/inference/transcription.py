@@ -60,7 +60,7 @@ class Transcription:
       segments: one for audio that was recognised as a whole, otherwise one for each window.
       words: with times and confidences; None unless they were asked for (``timestamps=True``).
       alternatives: the ``n_best`` texts, best first, of a decoder that looks for several. Empty for greedy decoding,
-        and for audio of several windows: those have texts of their own.
+        and for audio of several windows.
     """
 
     text: str

@@ -63,7 +63,7 @@ def step_flops(
         total = forward.total + (heads - 1) * forward.ctc_head + decoder
         if trainable == "all":
             return (1 + _BACKWARD) * float(total.sum())
-        passed = sum(forward.branches.values()) + heads * forward.ctc_head + decoder
+        passed = sum(forward.branches.values()) + forward.self_conditioning + heads * forward.ctc_head + decoder
         return float((total + _BACKWARD / 2 * passed).sum())
 
     return flops

@@ -63,3 +63,12 @@ def test_static_decisions_are_told_and_probabilities_explained_all_the_same():
     found = explain_gates(static, {LENGTH: table.audio_seconds}, samples=20)
     assert found["executed layers"] == "executed layers is the same for all 60 utterances: there is nothing to explain"
     assert found["expected layers"].r_squared > 0.6
+
+
+def test_an_utterance_too_short_for_a_noise_level_is_named_before_audio_is_read(monkeypatch):
+    corpus = load_corpus(DataConfig(source="synthetic"), "dev")
+    short = dataclasses.replace(corpus.utterances[1], id="short", num_samples=3999)
+    corpus = dataclasses.replace(corpus, utterances=(corpus.utterances[0], short))
+    monkeypatch.setattr(type(corpus), "load_audio", lambda *_: pytest.fail("read before the check"))
+    with pytest.raises(ValueError, match=r"utterance short lasts 0\.25 s, too short .* leave out --audio"):
+        noise_levels(corpus)

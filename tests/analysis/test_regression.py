@@ -75,3 +75,10 @@ def test_what_cannot_be_explained_is_said():
         regress(y[:3], {k: v[:3] for k, v in x.items()})
     with pytest.raises(ValueError, match="do not fit"):
         regress(y[:5], x)
+
+
+def test_a_target_that_the_groups_explain_whole_is_said():
+    speakers = np.repeat(np.arange(5), 8)
+    quantity = np.random.default_rng(0).normal(size=40)
+    with pytest.raises(ValueError, match="depth is the same for all utterances of each group"):
+        regress(speakers * 2.0, {"length": quantity}, name="depth", groups=speakers)

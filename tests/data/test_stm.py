@@ -17,6 +17,7 @@ Talk_1 1 Ann_Lee 1.50 2.00 <o,f0,female> <unk> {NOISE}
 Talk_1 1 inter_segment_gap 2.00 2.10 <o,,> ignore_time_segment_in_scoring
 Talk_1 1 Bob 2.10 9.00 <o,f0,male> they 've said don 't
 Talk_1 1 Bob 3.50 4.00 <o,f0,male> too late
+Talk_2 1 Eve 0.10 0.50 <o,f0,female> of another talk
 """
 
 
@@ -42,6 +43,7 @@ def test_a_talk_is_cut_to_the_sample_and_read_as_a_corpus(tmp_path, capsys, suff
         "2 segment ignored in scoring (Ann_Lee-0000125-0000150, inter_segment_gap-0000200-0000210)",
         "1 segment without words (Ann_Lee-0000150-0000200)",
         "1 segment beyond its recording (Bob-0000350-0000400)",
+        "1 segment of another recording (Eve-0000010-0000050)",
     ):
         assert expected in report
     config = DataConfig(source=str(tmp_path / "out"), dev="dev", cache_dir=str(tmp_path / "cache"))
@@ -69,7 +71,7 @@ def test_a_talk_is_cut_to_the_sample_and_read_as_a_corpus(tmp_path, capsys, suff
 )
 def test_a_damaged_line_is_named_and_nothing_appears(tmp_path, line):
     talks(tmp_path, LINES + line + "\n")
-    with pytest.raises(ValueError, match=r"Talk_1\.stm, line 9: .* is no segment; expected <recording>"):
+    with pytest.raises(ValueError, match=r"Talk_1\.stm, line 10: .* is no segment; expected <recording>"):
         stm.cut_recording(
             epath.Path(tmp_path / "dev/stm/Talk_1.stm"),
             epath.Path(tmp_path / "dev/sph/Talk_1.sph"),

@@ -193,3 +193,15 @@ def test_a_model_of_ctc_alone_has_no_attention_decoder(asr):
         asr.with_decoder(DecodingConfig("attention"))
     with pytest.raises(ValueError, match="timestamps are those of CTC paths"):
         asr.with_decoder(DecodingConfig("joint"), timestamps=True)
+
+
+def test_a_recogniser_keeps_its_timestamps(asr, noisy):
+    own = asr.with_decoder(None, timestamps=True)
+    assert own.transcribe(noisy, sample_rate=16000).words and own.with_decoder(None) is own
+    assert own.transcribe(noisy, sample_rate=16000, timestamps=False).words is None
+
+
+@pytest.mark.parametrize("options", [{"beam": 5}, {"n_best": 2}, {"tokens_per_frame": 3}])
+def test_greedy_decoding_has_no_options_of_a_beam(options):
+    with pytest.raises(ValueError, match="greedy decoding has no beam"):
+        DecodingConfig("greedy", **options)

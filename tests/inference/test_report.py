@@ -45,6 +45,8 @@ def test_command_of_the_process(monkeypatch):
     assert report_meta(seed=0)["command"] == "python eval.py 'my run' --threshold=0.5"
     monkeypatch.setattr("sys.argv", ["/usr/bin/i3d-eval", "run"])
     assert report_meta(seed=0)["command"] == "i3d-eval run"
+    monkeypatch.setattr("sys.argv", ["/somewhere/i3d_jax/cli/prune.py", "run"])
+    assert report_meta(seed=0)["command"] == "python -m i3d_jax.cli.prune run"
 
 
 def test_commit_is_that_of_the_checkout_or_none(tmp_path, monkeypatch):
