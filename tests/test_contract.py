@@ -39,7 +39,8 @@ class Case:
     def __init__(self, case):
         predictor, taps = ("global", (1, 2)) if case == "self-conditioned" else (case, ())
         encoder = EncoderConfig(num_layers=LAYERS, d_model=16, num_heads=2, ffn_dim=32)
-        config = ModelConfig(SubsamplingConfig(channels=4), encoder, GateConfig(predictor=predictor), taps)
+        gates = GateConfig(predictor=predictor)
+        config = ModelConfig(SubsamplingConfig(channels=4), encoder, gates, self_conditioned_layers=taps)
         self.model = ASRModel(config, 80, VOCABULARY)
         self.pipeline = Pipeline(FrontendConfig(normalization="none"), self.model)
         self.params = self.model.init(jax.random.key(0))

@@ -405,7 +405,7 @@ def test_global_normalisation_and_local_gates_or_none_from_a_dense_run(tmp_path)
     assert recognizer.tokenizer.encode("LOW HILL") == started.tokenizer.encode("LOW HILL")
     # The control without gates goes on from the same weights: with steps too small for float32 they stay.
     still = dataclasses.replace(gated.optimizer, learning_rate=1e-12, weight_decay=0.0)
-    finetuned = dataclasses.replace(gated, name="finetuned", model=dense.model, loss=LossConfig(), optimizer=still)
+    finetuned = dataclasses.replace(dense, name="finetuned", optimizer=still, warm_start=gated.warm_start)
     again = train(finetuned, tmp_path / "finetuned")
     assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-7), again.params, started.params))
     assert len((tmp_path / "finetuned" / "log.jsonl").read_text().splitlines()) > 2

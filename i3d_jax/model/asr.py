@@ -25,12 +25,12 @@ class ModelConfig:
     subsampling: SubsamplingConfig = field(default_factory=SubsamplingConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     gates: GateConfig = field(default_factory=GateConfig)
-    self_conditioned_layers: tuple[int, ...] = ()
-    """Layers (1 to N - 1, ascending) whose output is given what the CTC head predicts from it, in training and after
-    (self-conditioned CTC); the same as ``loss.interctc_layers``."""
     precision: Precision = "float32"
     """``bfloat16`` rounds activations, and the operands of matrix products, to 16 bits; parameters, sums, softmax, gate
     predictors, logits and losses stay float32."""
+    self_conditioned_layers: tuple[int, ...] = ()
+    """Layers (1 to N - 1, ascending) whose output is given what the CTC head predicts from it, in training and after
+    (self-conditioned CTC); the same as ``loss.interctc_layers``."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
 

@@ -23,7 +23,8 @@ ENCODER = EncoderConfig(num_layers=LAYERS, d_model=8, num_heads=2, ffn_dim=12, d
 
 
 def asr(taps=TAPS, **gates):
-    return ASRModel(ModelConfig(SubsamplingConfig(channels=3), ENCODER, GateConfig(**gates), taps), 20, VOCABULARY)
+    config = ModelConfig(SubsamplingConfig(channels=3), ENCODER, GateConfig(**gates), self_conditioned_layers=taps)
+    return ASRModel(config, 20, VOCABULARY)
 
 
 def inputs(seed=0):
