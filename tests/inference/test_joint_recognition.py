@@ -64,7 +64,7 @@ def expected(plain, batch):
         x, frames = model.embed(params, *plain.pipeline.features(batch, LENGTHS))
         x = model.encoder.apply(params, x, frames, Threshold(0.5)).x
         states, logits = model.normalise(params, x), model.project(params, x)
-        return joint_search(SEARCH, model.decoder, params["decoder"], states, logits, frames)
+        return joint_search(SEARCH.joint, model.decoder, params["decoder"], states, logits, frames)
 
     found = run(params)
     return [found.tokens[row, 0, : int(found.num_tokens[row, 0])].tolist() for row in range(4)]
