@@ -8,6 +8,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from i3d_jax import files
 
@@ -40,6 +41,14 @@ def tidy(axis: Axes, xlabel: str, ylabel: str = "", title: str = "", grid: Liter
     axis.grid(axis=grid, color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def logarithmic(axis: Axes, steps: tuple[float, ...] = (1, 2, 3, 5)) -> None:
+    """A logarithmic y axis with plain numbers at these multiples of powers of ten."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=steps))
+    axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def png(figure: Figure, dpi: int | None = None) -> bytes:

@@ -7,9 +7,9 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from i3d_jax.analysis.canvas import BRANCH_TITLES, STYLES, new_figure, pixels, save, tidy
+from i3d_jax.analysis.canvas import BRANCH_TITLES, STYLES, logarithmic, new_figure, pixels, save, tidy
 from i3d_jax.analysis.gate_stats import GateStats
 from i3d_jax.analysis.sweep import Baseline, Sweep
 
@@ -148,10 +148,7 @@ def _scale_error_rates(axis: Axes, sweeps: list[Sweep]) -> None:
     """Logarithmic where closing gates ruins the text: on a linear axis the useful end would be a flat line."""
     wers = [point.wer for sweep in sweeps for point in sweep.points]
     if min(wers) > 0 and max(wers) > 5 * min(wers):
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axis)
 
 
 def draw_gate_heat_map(stats: GateStats, title: str) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The curve of a pruned model, static encoders of every depth: as a table and a figure."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,16 +8,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from i3d_jax import files, schema
+from i3d_jax.analysis.canvas import STYLES, logarithmic, new_figure, save, tidy
 from i3d_jax.inference.pattern import Pattern
 from i3d_jax.inference.pruning import Pruning
 from i3d_jax.inference.report import align_columns
 
-_STYLES = (("#1b4f8a", "o", "-"), ("#c2571a", "s", (0, (5, 2))))
+_STYLES = STYLES[:2]
 
 
 @dataclass(frozen=True)
@@ -121,9 +119,7 @@ def plot_pruning(
     """
     if not 1 <= len(curves) <= len(_STYLES):
         raise ValueError(f"{len(curves)} curves: expected 1 to {len(_STYLES)} in one figure")
-    figure = Figure(figsize=(8.2, 3.7), dpi=200, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = new_figure(8.2, 3.7, 2)
     for (split, points), (color, marker, line) in zip(curves.items(), _STYLES, strict=False):
         x, wer = (np.array([getattr(point, name) for point in points]) for name in ("executed_layers", "wer"))
         bounds = np.array([point.wer_interval or (point.wer, point.wer) for point in points])
@@ -135,23 +131,13 @@ def plot_pruning(
         )  # fmt: skip
     wers = [point.wer for points in curves.values() for point in points]
     if min(wers) > 0 and max(wers) > 5 * min(wers):  # on a linear axis the useful end would be a flat line
-        left.set_yscale("log")
-        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        left.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        left.yaxis.set_minor_formatter(NullFormatter())
-    left.set_xlabel("Executed layers", fontsize=9)
-    left.set_ylabel("WER (%)", fontsize=9)
+        logarithmic(left)
+    tidy(left, "Executed layers", "WER (%)")
     left.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
-    left.tick_params(labelsize=8)
-    left.grid(color="0.9", linewidth=0.6)
-    left.set_axisbelow(True)
-    left.spines[["top", "right"]].set_visible(False)
     left.legend(fontsize=8, frameon=False)
     _draw_kept(right, patterns)
     figure.suptitle(title, fontsize=10)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    files.write_bytes(path, buffer.getvalue())
+    save(figure, path)
 
 
 def _draw_kept(axis: Axes, patterns: Sequence[Pattern]) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from i3d_jax.analysis.canvas import STYLES, new_figure, tidy
+from i3d_jax.analysis.canvas import STYLES, logarithmic, new_figure, tidy
 from i3d_jax.analysis.tradeoff import Curve
 
 _FILLS = ("full", "none")
@@ -68,10 +67,7 @@ def draw_curves(axis: Axes, curves: Sequence[Curve], *, background: Sequence[Cur
         )  # fmt: skip
     lowest, highest = (extreme(p.wer for c in (*curves, *background) for p in c.points) for extreme in (min, max))
     if 0 < 4 * lowest < highest:  # closing gates ruins the text: on a linear axis the useful end would be a flat line
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5)))
-        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        logarithmic(axis, (1, 1.5, 2, 3, 5))
 
 
 def _coordinates(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
