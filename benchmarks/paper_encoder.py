@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from i3d_jax.audio.frontend import FrontendConfig
-from i3d_jax.inference.execution import EagerProgram, Pipeline
+from i3d_jax.inference.eager import EagerProgram
+from i3d_jax.inference.execution import Pipeline
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig, Params, conditional, masked
 from i3d_jax.model.gates import Fixed, GateConfig
@@ -85,7 +86,7 @@ def programs(model: ASRModel, params: Params, x: jax.Array, whole: bool = False)
     found = {"masked": one_program(masked, params), "conditional": one_program(conditional, unstacked)}
     if len(x) > 1:
         return found | {"compacted": one_program(pipeline.compact, params)}
-    loop = EagerProgram(pipeline, unstacked)
+    loop = EagerProgram(pipeline.model, pipeline.eager_pieces, unstacked)
     first, last, outside = jax.jit(start), jax.jit(end), {part: params[part] for part in ("subsampling", "head")}
 
     def eager(gates: np.ndarray) -> jax.Array:

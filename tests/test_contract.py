@@ -19,7 +19,8 @@ from jax.experimental import io_callback
 
 from i3d_jax.audio.frontend import FrontendConfig
 from i3d_jax.inference import execution as execution_module
-from i3d_jax.inference.execution import EXECUTIONS, EagerProgram, Pipeline
+from i3d_jax.inference.eager import EagerProgram
+from i3d_jax.inference.execution import EXECUTIONS, Pipeline
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import EncoderConfig, conditional, masked
 from i3d_jax.model.gates import Fixed, GateConfig, Open, Threshold, inference_decision
@@ -117,7 +118,7 @@ def test_forced_patterns_give_the_same_result_in_every_execution(cases, pattern,
 
 def encode_eagerly(case, decide, row):
     """CTC logits of the host loop for one utterance."""
-    program = EagerProgram(case.pipeline, case.params)
+    program = EagerProgram(case.model, case.pipeline.eager_pieces, case.params)
     seen = []
     finish = program._pieces.finish
 

@@ -2,17 +2,18 @@
 
 ===========  ============================================================================================
 greedy       the best token of every frame, inside the compiled program of the execution
-prefix_beam  prefix beam search over the scores that the execution gives: compiled apart, or, with a language model,
-             by flashlight-text on the host
-attention    beam search with the attention decoder, inside the program of the execution (docs/aed.md)
+prefix_beam  prefix beam search over the CTC scores that the execution gives: a program of its own, or, with an n-gram
+             language model, flashlight-text on the host
+attention    beam search with the attention decoder over the encoder states: a program of its own (docs/aed.md)
 joint        the same, rescored by CTC prefixes
 ===========  ============================================================================================
+
+A neural language model is part of these programs (`inference.fusion`).
 """
 
 import hashlib
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,10 +24,13 @@ import numpy as np
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.alignment import align, path_log_probs
 from i3d_jax.inference.decoding import BLANK
-from i3d_jax.inference.execution import CTCScores, Recognition
-from i3d_jax.inference.joint_decoding import JointDecodingConfig
+from i3d_jax.inference.fusion import Fusion, is_neural, load_fusion
+from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_search
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
+from i3d_jax.inference.recognition import CTCScores, Kept, Recognition
+from i3d_jax.model.decoder import Decoder as AttentionDecoder
+from i3d_jax.model.encoder import Params
 from i3d_jax.types import Array
 
 DecoderName = Literal["greedy", "prefix_beam", "attention", "joint"]
@@ -46,11 +50,12 @@ class DecodingConfig:
     beam: int = 10
     """Prefixes that are kept from frame to frame, or hypotheses from token to token."""
     n_best: int = 1
-    """Texts that ``prefix_beam`` gives with their scores, at most ``beam``."""
+    """Texts that a beam search gives with their scores, at most ``beam``."""
     tokens_per_frame: int = TOKENS_PER_FRAME
     """Tokens of a frame by which a prefix may be extended, its most probable ones."""
     lm: str = ""
-    """ARPA file of a language model, of words or of the tokenizer's pieces; empty for none."""
+    """ARPA file of words or of the tokenizer's pieces, for ``prefix_beam``, or the folder of a neural language model,
+    for any beam search; empty for none."""
     lm_weight: float = 0.5
     """Weight of the language model's natural log probabilities."""
     word_score: float = 0.0
@@ -86,8 +91,11 @@ class DecodingConfig:
                 self.decoder == "joint" or (self.decoder == "attention" and name != "ctc_weight")
             ):
                 raise ValueError(f"{name}={getattr(self, name)}: decoder {self.decoder!r} has no such option")
-        if self.joint and (self.lm or self.n_best > 1):
-            raise ValueError(f"decoder {self.decoder!r} gives one text and has no language model: take 'prefix_beam'")
+        if self.joint and self.lm and not is_neural(self.lm):
+            raise ValueError(
+                f"lm={self.lm}: decoder {self.decoder!r} takes the folder of a neural language model; n-gram models "
+                "are for 'prefix_beam'"
+            )
         if not 1 <= self.n_best <= self.beam:
             raise ValueError(f"n_best={self.n_best}: expected 1 to {self.beam}, the beam")
 
@@ -139,61 +147,112 @@ class Decoder:
       timestamps: whether the path is to have probabilities, for times and confidences of words.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: DecodingConfig = GREEDY, timestamps: bool = False):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: DecodingConfig = GREEDY,
+        timestamps: bool = False,
+        attention: AttentionDecoder | None = None,
+    ):
         """Bind; nothing is compiled yet.
 
+        Args:
+          tokenizer: of the model.
+          config: how.
+          timestamps: whether the path is to have probabilities.
+          attention: the model's attention decoder, if it has one.
+
         Raises:
-          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model, as `LanguageModel`, `NGramSearch`.
-          ValueError: timestamps of a search that has no CTC path.
+          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model, as `LanguageModel`, `load_fusion`.
+          ValueError: the search needs an attention decoder, and there is none.
         """
-        if timestamps and config.joint:
-            raise ValueError(f"timestamps are those of CTC paths: decoder {config.decoder!r} has none")
+        if config.joint and attention is None:
+            raise ValueError(
+                f"decoder {config.decoder!r} needs an attention decoder, and this model was trained with CTC alone"
+            )
         self.config = config
         self.timestamps = timestamps
-        sizes: dict[str, Any] = {
-            "beam": config.beam,
-            "n_best": config.n_best,
-            "tokens_per_frame": config.tokens_per_frame,
-        }
-        self._search: Callable[[CTCScores], NBest] = lambda scores: prefix_beam_search(*scores, **sizes)
-        if config.lm:
-            weights: dict[str, Any] = {"lm_weight": config.lm_weight, "word_score": config.word_score}
-            self._search = NGramSearch(LanguageModel(tokenizer, config.lm), **weights, **sizes)
+        self._attention = attention
+        self._fusion: Fusion | None = None
+        self._ngram: NGramSearch | None = None
+        if not config.lm:
+            return
+        weights: dict[str, Any] = {"lm_weight": config.lm_weight, "word_score": config.word_score}
+        if is_neural(config.lm):
+            self._fusion = load_fusion(config.lm, tokenizer, **weights)
+        else:
+            self._ngram = NGramSearch(LanguageModel(tokenizer, config.lm), **weights, **self._sizes)
 
     @property
-    def needs_scores(self) -> bool:
-        """Whether the program has to give the scores of all tokens."""
-        return self.timestamps or self.config.decoder == "prefix_beam"
+    def _sizes(self) -> dict[str, Any]:
+        config = self.config
+        return {"beam": config.beam, "n_best": config.n_best, "tokens_per_frame": config.tokens_per_frame}
 
-    def __call__(self, recognition: Recognition) -> Recognition:
-        """The recognition with the tokens of this decoder, and with their path; without scores, which are large."""
+    @property
+    def keep(self) -> Kept:
+        """What the programs of the executions have to give."""
+        if self.config.joint:
+            return "states"
+        return "scores" if self.timestamps or self.config.decoder == "prefix_beam" else "tokens"
+
+    def __call__(self, recognition: Recognition, params: Params) -> Recognition:
+        """The recognition with the tokens of this decoder, and with their path; without what it began with.
+
+        Args:
+          recognition: from the program of an execution.
+          params: of the model.
+        """
         scores = recognition.scores
         if scores is None:
             return recognition
         if self.config.decoder == "greedy":
             return recognition._replace(scores=None, path_log_probs=_path_log_probs(scores, recognition.path))
-        frames, scores = scores.mask.shape[1], _padded(scores)
-        n_best = self._search(scores)
+        frames = scores.mask.shape[1]
+        scores, states = _padded(scores, recognition.states)
+        n_best = self.search(scores, states, params)
         tokens, num_tokens = n_best.tokens[:, 0], n_best.num_tokens[:, 0]
         length = max(_LEAST_TOKENS, 2 ** max(int(np.max(num_tokens, initial=0)) - 1, 0).bit_length())
         path, posteriors = (each[:, :frames] for each in _aligned(scores, tokens[:, :length], num_tokens))
         return recognition._replace(
-            tokens=tokens[:, :frames],
+            tokens=jnp.pad(tokens, ((0, 0), (0, max(frames - tokens.shape[1], 0))))[:, :frames],
             num_tokens=num_tokens,
             path=path,
             blank_margin=_unclear_at_tokens(path, recognition.blank_margin),
             scores=None,
+            states=None,
             path_log_probs=posteriors,
             n_best=n_best,
         )
 
+    def search(self, scores: CTCScores, states: Array | None, params: Params) -> NBest:
+        """The best token sequences of each row, of a decoder that searches.
 
-def _padded(scores: CTCScores) -> CTCScores:
-    """Scores with few different numbers of frames, at most an eighth (or 31) more: each is a compilation."""
+        Args:
+          scores: of the CTC head.
+          states: [B, T, D] normalised encoder states, for an attention decoder.
+          params: of the model.
+        """
+        if self._ngram:
+            return self._ngram(scores)
+        if not self.config.joint:
+            return prefix_beam_search(*scores, fusion=self._fusion, **self._sizes)
+        decoder = params["decoder"]
+        found = _joint_search(self.config.joint, self._attention, decoder, states, *scores, fusion=self._fusion)
+        return NBest(*(each[:, : self.config.n_best] for each in found))
+
+
+_joint_search = jax.jit(joint_search, static_argnums=(0, 1))
+
+
+def _padded(scores: CTCScores, states: Array | None) -> tuple[CTCScores, Array | None]:
+    """Scores and states with few different numbers of frames, at most an eighth (or 31) more: each is a compilation."""
     frames = scores.mask.shape[1]
     step = max(_LEAST_FRAMES, 2 ** (max(frames - 1, 1).bit_length() - 3))
     more = -frames % step
-    return CTCScores(jnp.pad(scores.log_probs, ((0, 0), (0, more), (0, 0))), jnp.pad(scores.mask, ((0, 0), (0, more))))
+    log_probs, states = (
+        x if x is None else jnp.pad(x, ((0, 0), (0, more), (0, 0))) for x in (scores.log_probs, states)
+    )
+    return CTCScores(log_probs, jnp.pad(scores.mask, ((0, 0), (0, more)))), states
 
 
 @jax.jit

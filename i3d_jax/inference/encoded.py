@@ -9,7 +9,7 @@ import numpy as np
 from i3d_jax.data.batching import BatchingConfig
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.inference.evaluation import Evaluation, EvaluationConfig, collect, evaluation_batches
-from i3d_jax.inference.execution import Recognition, Start
+from i3d_jax.inference.recognition import Recognition, Start
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.model.gates import Fixed, Open
 from i3d_jax.progress import progress
@@ -52,4 +52,4 @@ class EncodedCorpus:
     def _results(self, decide: Fixed) -> Iterator[tuple[np.ndarray, Recognition]]:
         for indices, start in self._batches:
             recognition = self._recognizer.pipeline.rest(self._recognizer.params, start, decide)
-            yield indices, jax.device_get(self._recognizer.decoder(recognition))
+            yield indices, self._recognizer.finish(recognition)

@@ -14,8 +14,9 @@ from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.data.loader import Share, iterate_eval
-from i3d_jax.inference.execution import Execution, Recognition
+from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.pattern import Decisions, PerUtterance, decision_of
+from i3d_jax.inference.recognition import Recognition
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scheduler import Work, recognize_batches
@@ -261,7 +262,7 @@ class RealTimeFactor(NamedTuple):
 
     Attributes:
       total: of all of it.
-      decoder: the part from scores to text; None where decoding is inside the program of the encoder.
+      decoder: the part from scores and encoder states to text; None where decoding is inside the program of the encoder.
     """
 
     total: float
@@ -278,7 +279,7 @@ def real_time_factor(
     if utterances <= 0:
         return None
     chosen = np.unique(np.linspace(0, len(corpus) - 1, min(utterances, len(corpus))).round().astype(int))
-    compute = decoding = audio = 0.0
+    apart, compute, decoding, audio = recognizer.decoder.keep != "tokens", 0.0, 0.0, 0.0
     for index in chosen:
         waveform = corpus.load_audio(int(index))
         padded, num_samples = alone(waveform)
@@ -286,11 +287,11 @@ def real_time_factor(
         recognizer.text(recognizer.recognize(padded, num_samples, own, execution))
         start = time.perf_counter()
         scored = recognizer.run(padded, num_samples, own, execution)
-        if recognizer.decoder.needs_scores:
+        if apart:
             jax.block_until_ready(scored)
         encoded = time.perf_counter()
-        recognizer.text(jax.device_get(recognizer.decoder(scored)))
+        recognizer.text(recognizer.finish(scored))
         end = time.perf_counter()
         compute, decoding = compute + end - start, decoding + end - encoded
         audio += len(waveform) / corpus.sample_rate
-    return RealTimeFactor(compute / audio, decoding / audio if recognizer.decoder.needs_scores else None)
+    return RealTimeFactor(compute / audio, decoding / audio if apart else None)

@@ -10,29 +10,19 @@ eager          a host loop at batch 1: each block is compiled once, a closed blo
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from i3d_jax.audio.frontend import FrontendConfig, GlobalStats, log_mel, normalize
 from i3d_jax.inference.decoding import frame_path, merge_repeats
-from i3d_jax.inference.prefix_beam import NBest
+from i3d_jax.inference.eager import EagerPieces, EagerProgram
+from i3d_jax.inference.recognition import CTCScores, Decoded, Kept, Recognition, Start
 from i3d_jax.model.asr import ASRModel
-from i3d_jax.model.encoder import (
-    Execute,
-    LayerFns,
-    Params,
-    check_boolean,
-    compacted,
-    conditional,
-    encode_layer,
-    masked,
-    rows_at_once,
-)
+from i3d_jax.model.encoder import Execute, Params, compacted, conditional, masked, rows_at_once
 from i3d_jax.model.gates import Decision, settled
 from i3d_jax.model.layers import Context
 from i3d_jax.types import Array
@@ -57,78 +47,6 @@ def unknown_execution(execution: str) -> ValueError:
     return ValueError(f"execution {execution!r} is unknown: choose one of {', '.join(EXECUTIONS)}")
 
 
-class CTCScores(NamedTuple):
-    """Log probabilities [B, T, V] of the CTC head; mask [B, T], True = valid frame."""
-
-    log_probs: Array
-    mask: Array
-
-
-class Recognition(NamedTuple):
-    """Tokens [B, T] (0 beyond num_tokens [B]), gates [B, N, M] bool, gate probabilities [B, N, M], frames [B].
-
-    ``num_frames`` counts feature frames, before subsampling; ``path`` and ``blank_margin`` [B, T] are those of
-    `frame_path`. The rest is there where it was asked for: the ``scores`` that a decoder begins with; the log
-    probabilities of the path [B, T], and the best token sequences, that it leaves (`inference.decoder`).
-    """
-
-    tokens: Array
-    num_tokens: Array
-    gates: Array
-    gate_probabilities: Array
-    num_frames: Array
-    path: Array
-    blank_margin: Array
-    scores: CTCScores | None = None
-    path_log_probs: Array | None = None
-    n_best: NBest | None = None
-
-
-class Start(NamedTuple):
-    """What is known before the first layer; gates [N, B, M] are final unless the predictor is local.
-
-    ``x`` [B, T, D] is the encoder input, ``mask`` [B, T], ``probabilities`` [N, B, M], ``num_frames`` [B].
-    """
-
-    x: jax.Array
-    mask: jax.Array
-    gates: jax.Array
-    probabilities: jax.Array
-    num_frames: jax.Array
-
-
-class EagerPieces(NamedTuple):
-    """The compiled pieces of the eager loop."""
-
-    start: Callable[..., Start]
-    blocks: dict[str, Callable[..., jax.Array]]
-    predict: Callable[..., jax.Array]
-    decide: Callable[..., jax.Array]
-    probability: Callable[..., jax.Array]
-    condition: Callable[..., jax.Array]
-    finish: Callable[..., "Decoded"]
-
-
-class Decoded(NamedTuple):
-    """What follows from the logits, as in `Recognition`."""
-
-    tokens: jax.Array
-    num_tokens: jax.Array
-    path: jax.Array
-    blank_margin: jax.Array
-    scores: CTCScores | None
-
-
-Search = Callable[[Params, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
-"""(parameters, encoder states [B, T, D] before the final norm, CTC logits [B, T, V], mask [B, T]) to tokens [B, T], 0
-beyond their numbers [B]: what finds the transcripts, traced into the program of every execution."""
-
-
-def greedy_search(params: Params, states: jax.Array, logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The best CTC path without repeats and blanks; a `Search`."""
-    return merge_repeats(frame_path(logits, mask)[0])
-
-
 class Pipeline:
     """Front end, model and decoding, compiled once for each shape; parameters are arguments.
 
@@ -142,8 +60,7 @@ class Pipeline:
         model: ASRModel,
         stats: GlobalStats | None = None,
         devices: Sequence[jax.Device] = (),
-        keep_scores: bool = False,
-        search: Search = greedy_search,
+        keep: Kept = "tokens",
     ):
         """Bind configuration; nothing is compiled yet.
 
@@ -153,11 +70,9 @@ class Pipeline:
           stats: of global normalisation.
           devices: among which the compiled executions split batches, whose rows their number divides; empty leaves
             the place to jax.
-          keep_scores: whether the programs give the scores of all tokens too, for another decoder than the greedy one.
-          search: finds the tokens.
+          keep: what the programs give for another decoder than the greedy one.
         """
-        self.keep_scores = keep_scores
-        self.search = search
+        self.keep = keep
         self.frontend = frontend
         self.model = model
         self.stats = stats
@@ -204,8 +119,13 @@ class Pipeline:
         return split
 
     def _decode(self, params: Params, states: jax.Array, logits: jax.Array, mask: jax.Array) -> Decoded:
-        scores = CTCScores(jax.nn.log_softmax(logits.astype(jnp.float32)), mask) if self.keep_scores else None
-        return Decoded(*self.search(params, states, logits, mask), *frame_path(logits, mask), scores)
+        path, margin = frame_path(logits, mask)
+        scores = own = None
+        if self.keep != "tokens":
+            scores = CTCScores(jax.nn.log_softmax(logits.astype(jnp.float32)), mask)
+        if self.keep == "states":
+            own = self.model.normalise(params, states)
+        return Decoded(*merge_repeats(path), path, margin, scores, own)
 
     def features(self, waveform: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normalised log-mel features [B, T, F] and their mask [B, T]."""
@@ -219,7 +139,7 @@ class Pipeline:
         output = self.model.apply(params, features, mask, decide, execute=execute)
         assert output.states is not None
         decoded = self._decode(params, output.states, output.logits, output.mask)
-        return _recognition(decoded, output.gates, output.gate_probabilities, jnp.sum(mask, axis=1))
+        return decoded.with_gates(output.gates, output.gate_probabilities, jnp.sum(mask, axis=1))
 
     @cached_property
     def start(self) -> Callable[[Params, Array, Array, Decision], Start]:
@@ -243,7 +163,7 @@ class Pipeline:
         def rest(params: Params, start: Start, decide: Decision) -> Recognition:
             encoded = self.model.encode(params, start.x, start.mask, decide, execute=self.compact)
             decoded = self._decode(params, encoded.x, self.model.project(params, encoded.x), start.mask)
-            return _recognition(decoded, encoded.gates, jnp.swapaxes(start.probabilities, 0, 1), start.num_frames)
+            return decoded.with_gates(encoded.gates, jnp.swapaxes(start.probabilities, 0, 1), start.num_frames)
 
         return jax.jit(rest)
 
@@ -298,100 +218,5 @@ class Pipeline:
             case "compacted":
                 return partial(self.compacted, params)
             case "eager":
-                return EagerProgram(self, params)
+                return EagerProgram(self.model, self.eager_pieces, params)
         raise unknown_execution(execution)
-
-
-class EagerProgram:
-    """The host loop: gates are read back (once for the global predictor, once a layer for local ones), and only open
-    blocks are dispatched. Parameters that are still stacked are unstacked once, here.
-
-    ``blocks`` holds one compiled function for each branch, ``(params, x, context) -> x + branch(x)``; what is not
-    called there is not computed.
-    """
-
-    def __init__(self, pipeline: Pipeline, params: Params):
-        """Unstack the parameters and bind the compiled pieces."""
-        self.model = pipeline.model
-        encoder = self.model.encoder
-        unstacked = dict(encoder.unstack(params))
-        self._layers = unstacked.pop("layers")
-        self._local = encoder.gates.predictor == "local"
-        self._predictors = unstacked.pop("predictor") if self._local else ()
-        self._params = unstacked
-        self._pieces = pipeline.eager_pieces
-        self.blocks = dict(self._pieces.blocks)
-        # Stands in for the logits of layers whose gates are known beforehand.
-        self._unused = jnp.zeros((1, len(encoder.gate_names), 2))
-
-    def _block(self, name: str, params: Params) -> Callable[[jax.Array, Context], jax.Array]:
-        return lambda x, context: self.blocks[name](params[name], x, context)
-
-    def _layer(self, n: int) -> LayerFns:
-        branches = tuple(self._block(name, self._layers[n]) for name in self.model.encoder.gate_names)
-        if not self._local:
-            return LayerFns(None, branches)
-        return LayerFns(partial(self._pieces.predict, self._predictors[n]), branches)
-
-    def encode(
-        self, x: jax.Array, mask: jax.Array, decide: Decision, known: np.ndarray | None
-    ) -> tuple[jax.Array, np.ndarray, list[np.ndarray]]:
-        """The layers alone.
-
-        Args:
-          x: [1, T, D] encoder input.
-          mask: [1, T].
-          decide: used where ``known`` is None.
-          known: gates [N, 1, M] that were decided before the first layer, on the host.
-
-        Returns:
-          x [1, T, D], gates [1, N, M], logits [1, M, 2] of every layer (none where gates were known).
-        """
-        context = Context(mask)
-        gates, logits = [], []
-        for n in range(len(self._layers)):
-            if known is None:
-                decide_layer = lambda z, n=n: np.asarray(self._pieces.decide(decide, z, n))  # noqa: E731
-            else:
-                decide_layer = lambda _, n=n: known[n]  # noqa: E731
-            x, gate, logit = encode_layer(self._layer(n), x, self._unused, context, decide_layer, execute_eager)
-            if n + 1 in self.model.config.self_conditioned_layers:
-                x = self._pieces.condition(self._params, x)
-            gates.append(gate)
-            if known is None:
-                logits.append(np.asarray(logit))
-        return x, np.stack(gates, axis=1), logits
-
-    def __call__(self, waveform: Array, num_samples: Array, decide: Decision) -> Recognition:
-        """Recognise one utterance, waveform [1, S].
-
-        Raises:
-          ValueError: a batch of more than one utterance.
-        """
-        if waveform.shape[0] != 1:
-            raise ValueError(f"eager execution takes one utterance at a time, got a batch of {waveform.shape[0]}")
-        start = self._pieces.start(self._params, waveform, num_samples, decide)
-        known = None if self._local else np.asarray(start.gates)
-        x, gates, logits = self.encode(start.x, start.mask, decide, known)
-        decoded = self._pieces.finish(self._params, x, start.mask)
-        probabilities = self._pieces.probability(np.stack(logits)) if self._local else start.probabilities
-        recognition = _recognition(decoded, gates, np.swapaxes(np.asarray(probabilities), 0, 1), start.num_frames)
-        # Scores stay on the device, where they are decoded.
-        return jax.tree.map(np.asarray, recognition._replace(scores=None))._replace(scores=decoded.scores)
-
-
-def _recognition(decoded: Decoded, gates: Array, probabilities: Array, num_frames: Array) -> Recognition:
-    tokens, num_tokens, path, blank_margin, scores = decoded
-    return Recognition(tokens, num_tokens, gates, probabilities, num_frames, path, blank_margin, scores)
-
-
-def execute_eager(
-    branch: Callable[[jax.Array, Context], jax.Array], x: jax.Array, gate: Array, context: Context
-) -> jax.Array:
-    """Call the block, residual included, or do not call it; gate [1] is on the host.
-
-    Raises:
-      TypeError: the gate is not boolean.
-    """
-    check_boolean(gate, "eager")
-    return branch(x, context) if gate[0] else x

@@ -3,18 +3,20 @@
 A transcript y scores
 
     (1 - w) log p_attention(y, end)  +  w log p_CTC(y)  +  bonus * (tokens of y, the end included)
+                                     +  v log p_LM(y, end), with a language model
 
 (Watanabe et al. 2017, "Hybrid CTC/attention architecture for end-to-end speech recognition", Eq. 44). The search is
-ESPnet's ``BeamSearch``: in each step every hypothesis proposes its best tokens by the attention score alone, these are
-scored by CTC, and the best extensions of all hypotheses stay; those that end are put aside. It is one compiled program
-for a batch, whose rows do not influence each other. It differs from ESPnet's in three ways: the blank, which is no
-token, is never proposed; at its greatest length a hypothesis is ended with the score of the end, not without; and an
-utterance is done, besides by ESPnet's end detection, once no hypothesis can overtake the best that has ended.
+ESPnet's ``BeamSearch``: in each step every hypothesis proposes its best tokens by the scores but for that of CTC, these
+are scored by CTC, and the best extensions of all hypotheses stay; those that end are put aside. It is one compiled
+program for a batch, whose rows do not influence each other. It differs from ESPnet's in four ways: the blank, which is
+no token, is never proposed; nor is a token for which the frames would not suffice, so that every transcript has a CTC
+path; at its greatest length a hypothesis is ended with the score of the end, not without; and an utterance is done,
+besides by ESPnet's end detection, once no hypothesis can overtake the best that has ended.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +24,7 @@ import numpy as np
 
 from i3d_jax.inference.ctc_prefix_score import PrefixState, empty, extend, prepare, scores
 from i3d_jax.inference.decoding import BLANK
-from i3d_jax.inference.execution import Search
-from i3d_jax.model.asr import ASRModel
+from i3d_jax.inference.fusion import Fusion, chosen
 from i3d_jax.model.decoder import Cache, Decoder
 from i3d_jax.model.encoder import Params
 
@@ -76,37 +77,21 @@ class Hypotheses(NamedTuple):
     scores: jax.Array
 
 
-def joint_searcher(model: ASRModel, config: JointDecodingConfig) -> Search:
-    """The `Search` of joint decoding, for the pipeline of a model: the best hypothesis of each row.
-
-    Raises:
-      ValueError: the model has no attention decoder.
-    """
-    decoder = model.decoder
-    if decoder is None:
-        raise ValueError("joint decoding needs an attention decoder, and this model was trained with CTC alone")
-
-    def search(params: Params, x: jax.Array, logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-        states = model.normalise(params, x)
-        found = joint_search(config, decoder, params["decoder"], states, logits, mask)
-        missing = x.shape[1] - found.tokens.shape[2]
-        return jnp.pad(found.tokens[:, 0], ((0, 0), (0, missing))), found.num_tokens[:, 0]
-
-    return search
-
-
 class _Search(NamedTuple):
-    """``step`` tokens have been chosen; ``score`` [B, K] is -inf for no hypothesis; ``ended_at`` [B, L + 1] is the best
-    score of those that ended with so many tokens; ``done`` [B].
+    """``step`` tokens have been chosen; ``score`` [B, K] is -inf for no hypothesis; ``frames`` [B, K] are the fewest that
+    the tokens of a hypothesis take, with the blanks that separate equal ones; ``ended_at`` [B, L + 1] is the best score
+    of those that ended with so many tokens; ``done`` [B].
     """
 
     step: jax.Array
     tokens: jax.Array
     last: jax.Array
     score: jax.Array
+    frames: jax.Array
     prefix_score: jax.Array
     prefixes: PrefixState | None
     cache: Cache
+    language: Any
     ended: Hypotheses
     ended_at: jax.Array
     done: jax.Array
@@ -125,6 +110,7 @@ def joint_search(
     states: jax.Array,
     ctc_logits: jax.Array,
     mask: jax.Array,
+    fusion: Fusion | None = None,
 ) -> Hypotheses:
     """Search the best transcripts of a batch; to be jitted with the first two arguments static.
 
@@ -133,8 +119,9 @@ def joint_search(
       decoder: the attention decoder.
       params: of the decoder.
       states: [B, T, D], normalised encoder states.
-      ctc_logits: [B, T, V].
+      ctc_logits: [B, T, V], or log probabilities.
       mask: [B, T] bool, valid frames first; what others hold does not matter. A row without any is an empty transcript.
+      fusion: a language model whose scores are added.
 
     Returns:
       The best ``config.beam`` transcripts of each row, of those that ended before it was done; the first one is always
@@ -144,7 +131,8 @@ def joint_search(
     beam, eos, weight = config.beam, vocabulary - 1, config.ctc_weight
     limits = greatest_length(frames, config)
     longest = int(limits[-1])
-    limit = jnp.asarray(limits)[jnp.sum(mask, axis=1)]
+    there = jnp.sum(mask, axis=1)
+    limit = jnp.asarray(limits)[there]
     proposed = min(vocabulary, int(config.pre_beam_ratio * beam))
     log_p = prepare(ctc_logits, mask)
     minus = jnp.full((rows, beam), -jnp.inf)
@@ -153,32 +141,46 @@ def joint_search(
         tokens=jnp.zeros((rows, beam, longest), jnp.int32),
         last=jnp.full((rows, beam), eos, jnp.int32),
         score=minus.at[:, 0].set(0.0),
+        frames=jnp.zeros((rows, beam), jnp.int32),
         prefix_score=jnp.zeros((rows, beam)),
         prefixes=empty(log_p, beam) if weight else None,
         cache=decoder.start(params, states, mask, beam, longest + 1),
+        language=fusion.start((rows, beam)) if fusion else None,
         ended=Hypotheses(jnp.zeros((rows, beam, longest), jnp.int32), jnp.zeros((rows, beam), jnp.int32), minus),
         ended_at=jnp.full((rows, longest + 1), -jnp.inf),
         done=jnp.zeros(rows, bool),
     )
     token = jnp.arange(vocabulary)[None, None]
 
-    def propose(search: _Search) -> tuple[Cache, jax.Array, jax.Array, jax.Array]:
-        """Cache, then tokens [B, K, P], scores of the hypotheses with them, and CTC scores of these."""
+    def taken(search: _Search, tokens: jax.Array) -> jax.Array:
+        """The fewest frames that hypotheses take with one more token: ``tokens`` [B, K, ...]."""
+        last, frames = (x.reshape(rows, beam, *[1] * (tokens.ndim - 2)) for x in (search.last, search.frames))
+        return frames + 1 + (tokens == last)  # the start, of the first token, is no token
+
+    def propose(search: _Search) -> tuple[Cache, Any, jax.Array, jax.Array, jax.Array]:
+        """Cache, state of the language model, tokens [B, K, P], scores of the hypotheses with them, their CTC scores."""
         logits, cache = decoder.step(params, search.cache, search.last, search.step)
-        allowed = (token != BLANK) & ((token == eos) | (search.step < limit)[:, None, None])
-        attention = jnp.where(allowed, jax.nn.log_softmax(logits), -jnp.inf)
-        best, tokens = jax.lax.top_k(attention, proposed)
-        score = search.score[..., None] + (1 - weight) * best + config.length_bonus
+        fits = (search.step < limit)[:, None, None] & (taken(search, token) <= there[:, None, None])
+        own, language = (1 - weight) * jax.nn.log_softmax(logits) + config.length_bonus, None
+        if fusion:
+            language, added = fusion.step(search.language, search.last)
+            own += added
+        own = jnp.where((token != BLANK) & ((token == eos) | fits), own, -jnp.inf)
+        best, tokens = jax.lax.top_k(own, proposed)
+        score = search.score[..., None] + best
         if search.prefixes is None:
-            return cache, tokens, score, jnp.zeros_like(score)
+            return cache, language, tokens, score, jnp.zeros_like(score)
         prefix_score = scores(log_p, search.prefixes, tokens, eos)
-        return cache, tokens, score + weight * (prefix_score - search.prefix_score[..., None]), prefix_score
+        score += weight * (prefix_score - search.prefix_score[..., None])
+        return cache, language, tokens, score, prefix_score
 
     def step(search: _Search) -> _Search:
-        cache, tokens, score, prefix_score = propose(search)
-        chosen_score, chosen = jax.lax.top_k(score.reshape(rows, -1), beam)
-        parents = chosen // proposed
-        last, prefix_score = (jnp.take_along_axis(x.reshape(rows, -1), chosen, 1) for x in (tokens, prefix_score))
+        cache, language, tokens, score, prefix_score = propose(search)
+        chosen_score, best = jax.lax.top_k(score.reshape(rows, -1), beam)
+        parents = best // proposed
+        last, prefix_score, frames = (
+            jnp.take_along_axis(x.reshape(rows, -1), best, 1) for x in (tokens, prefix_score, taken(search, tokens))
+        )
         sequences = jnp.take_along_axis(search.tokens, parents[..., None], 1)
         ends = last == eos
         ended_score = jnp.where(ends, chosen_score, -jnp.inf)
@@ -186,8 +188,9 @@ def joint_search(
         ended_at = search.ended_at.at[:, search.step].set(jnp.max(ended_score, axis=1))
         sequences = sequences.at[:, :, search.step].set(last, mode="drop")
         running = jnp.where(ends, -jnp.inf, chosen_score)
-        # No score rises but by the bonus: what cannot overtake the best now never will.
-        hope = jnp.max(running, axis=1) + max(config.length_bonus, 0.0) * (limit - search.step)
+        # No score rises but by the bonuses: what cannot overtake the best now never will.
+        bonus = config.length_bonus + (jnp.maximum(fusion.word_score, 0.0) if fusion else 0.0)
+        hope = jnp.max(running, axis=1) + jnp.maximum(bonus, 0.0) * (limit - search.step)
         done = search.done | (hope <= ended.scores[:, 0]) | _detected(config, ended_at, ended.scores[:, 0], search.step)
         # A row that is done must not change while others go on.
         running = jnp.where(done[:, None], -jnp.inf, running)
@@ -198,9 +201,11 @@ def joint_search(
             sequences,
             last,
             running,
+            frames,
             prefix_score,
             prefixes,
             cache._replace(own=own),
+            chosen(language, parents),
             ended,
             ended_at,
             done,

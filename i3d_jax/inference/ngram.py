@@ -18,8 +18,8 @@ import numpy as np
 from i3d_jax.data.ngram_training import UNKNOWN, read_unigrams
 from i3d_jax.data.tokenizer import SPACE, Tokenizer
 from i3d_jax.inference.decoding import BLANK
-from i3d_jax.inference.execution import CTCScores
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest
+from i3d_jax.inference.recognition import CTCScores
 
 _LN10 = math.log(10)  # KenLM counts in decades
 _NO_THRESHOLD = 1e4  # prefixes are dropped by their rank alone

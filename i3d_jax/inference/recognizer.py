@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, overload
 
 import jax
@@ -20,13 +20,11 @@ from i3d_jax.inference.execution import (
     EXECUTIONS,
     Execution,
     Pipeline,
-    Recognition,
     best_execution,
-    greedy_search,
     unknown_execution,
 )
-from i3d_jax.inference.joint_decoding import joint_searcher
 from i3d_jax.inference.long_audio import one_window
+from i3d_jax.inference.recognition import Recognition
 from i3d_jax.inference.transcription import (
     Audio,
     Transcription,
@@ -36,7 +34,7 @@ from i3d_jax.inference.transcription import (
     transcribe_many,
     transcribe_one,
 )
-from i3d_jax.inference.windows import WindowPlan, default_overlap, plan_windows
+from i3d_jax.inference.windows import default_overlap, plan_windows
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import budget_decision, count_flops, encoder_share
@@ -57,24 +55,15 @@ class Recognizer:
         devices: Sequence[jax.Device] = (),
         decoder: Decoder | None = None,
     ):
-        """Bind; nothing is compiled yet. See `over_devices` and `with_decoder`.
-
-        Raises:
-          ValueError: a decoder that attends, and a model without an attention decoder.
-        """
+        """Bind; nothing is compiled yet. See `over_devices` and `with_decoder`."""
         self.config = config
         self.tokenizer = tokenizer
         self.stats = stats
         self.decoder = decoder or Decoder(tokenizer)
         self.model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
-        joint = self.decoder.config.joint
-        search = joint_searcher(self.model, joint) if joint else greedy_search
-
-        def pipeline(devices: Sequence[jax.Device] = ()) -> Pipeline:
-            return Pipeline(config.frontend, self.model, stats, devices, self.decoder.needs_scores, search)
-
+        pipeline = partial(Pipeline, config.frontend, self.model, stats, keep=self.decoder.keep)
         self.pipeline = pipeline()
-        self.split = pipeline(devices) if devices else None
+        self.split = pipeline(devices=devices) if devices else None
         self.params = params
 
     def over_devices(self, devices: Sequence[jax.Device]) -> "Recognizer":
@@ -93,7 +82,7 @@ class Recognizer:
             that too.
 
         Raises:
-          ValueError: the decoder attends, and the model has no attention decoder, or timestamps are asked for.
+          ModuleNotFoundError, FileNotFoundError, ValueError: see `Decoder`.
         """
         config = config or self.decoder.config
         timestamps = self.decoder.timestamps if timestamps is None else timestamps
@@ -101,7 +90,8 @@ class Recognizer:
             return self
         other = self._decoding.get((config, timestamps))
         if other is None:
-            decoder, devices = Decoder(self.tokenizer, config, timestamps), self.split.devices if self.split else ()
+            decoder = Decoder(self.tokenizer, config, timestamps, self.model.decoder)
+            devices = self.split.devices if self.split else ()
             other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
             other._unstacked = self._unstacked  # not twice in memory
             self._decoding[config, timestamps] = other
@@ -166,11 +156,15 @@ class Recognizer:
         fetch: Callable[[Any], Any] = jax.device_get,
     ) -> Recognition:
         """Run a batch, waveform [B, S] and num_samples [B], to tokens and gates that ``fetch`` brings to the host."""
-        recognition: Recognition = fetch(self.decoder(self.run(waveform, num_samples, decide, execution)))
-        return recognition
+        return self.finish(self.run(waveform, num_samples, decide, execution), fetch)
+
+    def finish(self, recognition: Recognition, fetch: Callable[[Any], Any] = jax.device_get) -> Recognition:
+        """What `run` or the pipeline began, decoded and brought to the host by ``fetch``."""
+        finished: Recognition = fetch(self.decoder(recognition, self.params))
+        return finished
 
     def run(self, waveform: Array, num_samples: Array, decide: Decision, execution: Execution) -> Recognition:
-        """The program of an execution: what `decoder` finishes, on the devices."""
+        """The program of an execution: what `finish` decodes, on the devices."""
         split = self.split is not None and execution != "eager" and not len(waveform) % len(self.split.devices)
         program = self._programs.get((execution, split))
         if program is None:
@@ -284,7 +278,7 @@ class Recognizer:
           window_seconds: length of the windows, 1 to 480; None takes the model's own (``config.window_seconds``).
           overlap_seconds: that neighbouring windows share, 0.4 to half a window; None takes a quarter of a window, 4 s
             at most.
-          decoder: ``greedy`` or ``prefix_beam``, or all settings of one; None takes the recogniser's own, which is
+          decoder: its name, or all settings of one (`DecodingConfig`); None takes the recogniser's own, which is
             ``greedy`` unless it was made `with_decoder`.
           beam: of a decoder that is given by name; None takes its default.
           timestamps: give times and confidences of the words, ``words`` of the result; None does as the recogniser.
@@ -292,9 +286,8 @@ class Recognizer:
 
         Raises:
           ValueError: bad threshold, budget, execution, decoder, beam, window or overlap, damaged audio, samples without
-            a rate or outside [-1, 1], audio too short for one encoder frame, or too long for a window with joint
-            decoding; of a list nothing has been recognised then where the fault shows in the head of a file or in
-            samples.
+            a rate or outside [-1, 1], audio too short for one encoder frame; of a list nothing has been recognised then
+            where the fault shows in the head of a file or in samples.
           TypeError: float gates in an execution other than ``masked``.
           FileNotFoundError: no such file.
         """
@@ -310,21 +303,12 @@ class Recognizer:
         plan = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate)
         decoding = self.with_decoder(decoder_config(decoder, beam), timestamps)
         if not isinstance(audio, Sequence) or isinstance(audio, str):
-            decoding._check_window(checked_length(self, audio, sample_rate), plan)
             opened = open_audio(self, audio, sample_rate, plan)
             return transcribe_one(decoding, opened, plan, decide, execution, show_progress)
         for each in audio:
-            decoding._check_window(checked_length(self, each, sample_rate), plan)
+            checked_length(self, each, sample_rate)
         every = (open_audio(self, each, sample_rate, plan) for each in audio)
         return transcribe_many(decoding, every, plan, decide, execution, show_progress)
-
-    def _check_window(self, num_samples: int, plan: WindowPlan) -> None:
-        if self.decoder.config.joint and num_samples > plan.length:
-            seconds, window = (samples / self.config.sample_rate for samples in (num_samples, plan.length))
-            raise ValueError(
-                f"{seconds:.1f} s of audio do not fit into a window of {window:.1f} s, and windows can be merged by "
-                "their CTC paths only: raise window_seconds, or decode with CTC"
-            )
 
     def warm_up(
         self,

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from i3d_jax.inference.execution import Execution, Recognition, Start
+from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.pattern import Decisions, decision_of
+from i3d_jax.inference.recognition import Recognition, Start
 from i3d_jax.model.encoder import check_boolean
 from i3d_jax.model.gates import Fixed
 
@@ -102,7 +103,7 @@ def _regrouped(
             num_frames=num_frames[own],
         )
         decide = Fixed(np.swapaxes(gates[:, own], 0, 1))
-        yield indices[chosen], fetch(recognizer.decoder(recognizer.pipeline.rest(recognizer.params, start, decide)))
+        yield indices[chosen], recognizer.finish(recognizer.pipeline.rest(recognizer.params, start, decide), fetch)
 
 
 def by_pattern(gates: np.ndarray) -> np.ndarray:

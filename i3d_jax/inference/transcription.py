@@ -13,8 +13,9 @@ from i3d_jax.audio.frontend import num_frames
 from i3d_jax.audio.io import audio_info, check_samples, read_audio, resample, resampled_length
 from i3d_jax.audio.stream import stream_audio
 from i3d_jax.data.tokenizer import Tokenizer
-from i3d_jax.inference.execution import Execution, Recognition
+from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.long_audio import Segment, StreamTranscription, mean_gates, transcribe_stream
+from i3d_jax.inference.recognition import Recognition
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.spans import token_spans
 from i3d_jax.inference.timestamps import Word, word_times

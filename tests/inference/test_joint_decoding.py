@@ -15,6 +15,7 @@ from i3d_jax.inference import joint_decoding
 from i3d_jax.inference.joint_decoding import JointDecodingConfig, greatest_length, joint_search
 from i3d_jax.model.decoder import Decoder, DecoderConfig, after_start, before_end
 from i3d_jax.training.losses import ctc_feasible, ctc_loss
+from tests.inference import fusions
 from tests.model.test_layers import randomised
 
 ROWS, FRAMES, WIDTH, VOCABULARY = 12, 4, 8, 5
@@ -30,6 +31,11 @@ MASK = jnp.arange(FRAMES)[None] < LENGTHS[:, None]
 EVERY = [s for length in range(FRAMES + 1) for s in itertools.product((1, 2, 3), repeat=length)]
 
 search = jax.jit(joint_search, static_argnums=(0, 1))
+
+
+def frames_of(tokens):
+    """The fewest frames of a CTC path with these tokens."""
+    return len(tokens) + sum(a == b for a, b in itertools.pairwise(tokens))
 
 
 @cache
@@ -48,25 +54,40 @@ def enumerated():
         log_p = jnp.take_along_axis(jax.nn.log_softmax(answers), targets[..., None], -1)[..., 0]
         ctc = -ctc_loss(repeat(logits), repeat(mask), labels, num_labels)
         fits = ctc_feasible(jnp.sum(mask), labels, num_labels)
-        return jnp.sum(jnp.where(valid, log_p, 0), axis=1), jnp.where(fits, ctc, -1e10)
+        return jnp.sum(jnp.where(valid, log_p, 0), axis=1), jnp.where(fits, ctc, -jnp.inf)
 
     return [np.asarray(x, np.float64) for x in jax.jit(both)(STATES, LOGITS, MASK)]
 
 
-@pytest.mark.parametrize("weight, bonus", [(0.0, 0.0), (0.0, 2.0), (0.3, 0.0), (0.5, 1.5), (0.9, 0.5)])
-def test_a_wide_beam_finds_the_best_of_all_transcripts(weight, bonus):
+@pytest.mark.parametrize(
+    "weight, bonus, language",
+    [
+        (0.0, 0.0, None),
+        (0.0, 2.0, None),
+        (0.3, 0.0, None),
+        (0.5, 1.5, None),
+        (0.9, 0.5, None),
+        (0.0, 0.0, (1.0, 0.0)),
+        (0.3, 1.0, (0.5, 2.0)),
+        (0.3, 0.0, (2.0, -1.0)),
+    ],
+)
+def test_a_wide_beam_finds_the_best_of_all_transcripts(weight, bonus, language):
     config = JointDecodingConfig(beam=len(EVERY), ctc_weight=weight, length_bonus=bonus, end_margin=0.0)
-    found = jax.device_get(search(config, DECODER, PARAMS, STATES, LOGITS, MASK))
+    fusion = fusions.fusion(VOCABULARY, *language) if language else None
+    found = jax.device_get(search(config, DECODER, PARAMS, STATES, LOGITS, MASK, fusion))
     attention, ctc = enumerated()
     counts = np.array([len(s) for s in EVERY])
+    taken = np.array([frames_of(s) for s in EVERY])
     lengths = set()
     for row, frames in enumerate(LENGTHS):
-        score = (1 - weight) * attention[row] + weight * ctc[row] + bonus * (counts + 1)
-        score[counts > frames] = -np.inf
+        score = (1 - weight) * attention[row] + bonus * (counts + 1) + (weight * ctc[row] if weight else 0.0)
+        score += fusions.added(fusion, EVERY) if fusion else 0.0
+        score[taken > frames] = -np.inf
         best = int(np.argmax(score))
         assert tuple(found.tokens[row, 0, : found.num_tokens[row, 0]]) == EVERY[best]
         lengths.add(len(EVERY[best]))
-        for k in np.flatnonzero(found.scores[row] > -1e8):  # each of the others has its own score too
+        for k in np.flatnonzero(np.isfinite(found.scores[row])):  # each of the others has its own score too
             sequence = tuple(found.tokens[row, k, : found.num_tokens[row, k]])
             np.testing.assert_allclose(found.scores[row, k], score[EVERY.index(sequence)], rtol=1e-4, atol=1e-4)
             assert not found.tokens[row, k, found.num_tokens[row, k] :].any()
@@ -83,7 +104,8 @@ def test_a_beam_of_one_takes_the_best_token_each_time():
             given_ids = after_start(jnp.array([tokens], int).reshape(1, -1), VOCABULARY)
             answer = jax.nn.log_softmax(DECODER.apply(PARAMS, given_ids, STATES[row : row + 1], MASK[row : row + 1]))
             answer = np.asarray(answer)[0, -1]
-            token = EOS if len(tokens) == frames else 1 + int(np.argmax(answer[1:]))
+            fits = [t for t in (1, 2, 3) if frames_of([*tokens, t]) <= frames]
+            token = max([*fits, EOS], key=lambda t: answer[t])
             total += answer[token]
             if token == EOS:
                 break

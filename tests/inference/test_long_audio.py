@@ -16,8 +16,9 @@ from i3d_jax.data.corpora import DataConfig, load_corpus
 from i3d_jax.data.demo_corpus import DemoCorpusConfig
 from i3d_jax.experiment import load_config
 from i3d_jax.inference.decoder import Decoder
-from i3d_jax.inference.execution import EXECUTIONS, Recognition
+from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.long_audio import Segment, transcribe_stream
+from i3d_jax.inference.recognition import Recognition
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.scoring import score
 from i3d_jax.inference.spans import token_spans

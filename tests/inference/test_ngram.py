@@ -8,9 +8,9 @@ import pytest
 from i3d_jax.data.ngram_training import train_ngrams, write_ngrams
 from i3d_jax.data.tokenizer import SPACE, Tokenizer, TokenizerConfig
 from i3d_jax.inference.decoder import DecodingConfig
-from i3d_jax.inference.execution import CTCScores
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.prefix_beam import prefix_beam_search
+from i3d_jax.inference.recognition import CTCScores
 from i3d_jax.inference.recognizer import load
 from tests.data.test_ngram_training import log10, read
 from tests.inference.ctc_oracle import sequences

@@ -7,6 +7,7 @@ from scipy.special import log_softmax
 
 from i3d_jax.inference.decoding import greedy_decode
 from i3d_jax.inference.prefix_beam import prefix_beam_search
+from tests.inference import fusions
 from tests.inference.ctc_oracle import sequences
 
 FRAMES, VOCABULARY = 4, 3
@@ -43,6 +44,43 @@ def test_a_beam_of_every_prefix_is_exact(seed, valid, sharpness):
     scores = [score for _, score in found]
     assert scores == sorted(scores, reverse=True)
     assert np.logaddexp.reduce(scores) == pytest.approx(0, abs=1e-4)
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(0, 10**6), st.integers(0, FRAMES), st.sampled_from([0.0, 0.3, 2.0]), st.sampled_from([0.0, -1.0, 3.0])
+)
+def test_with_a_language_model_a_beam_of_every_prefix_is_exact(seed, valid, weight, word_score):
+    log_probs = lattice(seed, vocabulary=VOCABULARY + 1)  # the last one is the end, which no frame says
+    log_probs[:, :, VOCABULARY] = -np.inf
+    log_probs[:, valid:] = np.nan
+    fusion = fusions.fusion(VOCABULARY + 1, weight, word_score)
+    mask = np.arange(FRAMES)[None] < valid
+    found = lists(prefix_beam_search(log_probs, mask, beam=EVERY, n_best=EVERY, fusion=fusion))
+    wanted = sequences(log_probs[0, :valid, :VOCABULARY])
+    language = dict(zip(wanted, fusions.added(fusion, list(wanted)), strict=True))
+    assert len(found) == len(dict(found)) == len(wanted)
+    for tokens, score in found:
+        assert score == pytest.approx(wanted[tokens] + language[tokens], abs=1e-3)
+    scores = [score for _, score in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_a_language_model_chooses_within_a_small_beam():
+    log_probs = lattice(5, frames=4, vocabulary=VOCABULARY + 1, rows=100, sharpness=0.5)
+    log_probs[:, :, VOCABULARY] = -np.inf
+    mask, fusion = np.ones((100, 4), bool), fusions.fusion(VOCABULARY + 1, 1.0)
+    found = {beam: prefix_beam_search(log_probs, mask, beam=beam, fusion=fusion) for beam in (1, EVERY)}
+    exact, agree = [], {beam: 0 for beam in found}
+    for row in range(100):
+        every = sequences(log_probs[row, :, :VOCABULARY])
+        total = np.array(list(every.values())) + fusions.added(fusion, list(every))
+        exact.append(list(every)[int(np.argmax(total))])
+        for beam, n_best in found.items():
+            agree[beam] += lists(n_best, row)[0][0] == exact[-1]
+    assert agree[EVERY] == 100 > agree[1]
+    alone = prefix_beam_search(log_probs, mask, beam=EVERY)
+    assert sum(lists(alone, row)[0][0] != exact[row] for row in range(100)) > 20, "the model is to matter"
 
 
 @settings(max_examples=40)
