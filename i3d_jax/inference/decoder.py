@@ -2,16 +2,14 @@
 
 ===========  ============================================================================================
 greedy       the best token of every frame, inside the compiled program of the execution
-prefix_beam  prefix beam search over the scores that the execution gives: compiled apart, or, with a language model,
-             by flashlight-text on the host
+prefix_beam  prefix beam search over the scores that the execution gives: compiled apart, or, with a language model or
+             a lexicon, by flashlight-text on the host
 attention    beam search with the attention decoder, inside the program of the execution (docs/aed.md)
 joint        the same, rescored by CTC prefixes
 ===========  ============================================================================================
 """
 
-import hashlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,8 +23,10 @@ from i3d_jax.inference.alignment import align, path_log_probs
 from i3d_jax.inference.decoding import BLANK
 from i3d_jax.inference.execution import CTCScores, Recognition
 from i3d_jax.inference.joint_decoding import JointDecodingConfig
+from i3d_jax.inference.lexicon import Lexicon
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
+from i3d_jax.manifest import contents_digest
 from i3d_jax.types import Array
 
 DecoderName = Literal["greedy", "prefix_beam", "attention", "joint"]
@@ -61,6 +61,8 @@ class DecodingConfig:
     """Added for each token of ``attention`` and ``joint``."""
     max_length_ratio: float = 1.0
     """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame (40 ms); memory grows with it."""
+    lexicon: str = ""
+    """Text file of the only words that ``prefix_beam`` may give, one a line; empty for any word."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no decoder has."""
@@ -73,7 +75,10 @@ class DecodingConfig:
                 )
         if self.lm and self.decoder == "greedy":
             raise ValueError(f'lm={self.lm}: greedy decoding has no language model; take decoder="prefix_beam"')
-        if not self.lm and (self.lm_weight, self.word_score) != _NO_LM_WEIGHTS:
+        if self.lexicon and self.decoder != "prefix_beam":
+            raise ValueError(f"lexicon={self.lexicon}: decoder {self.decoder!r} has none; take 'prefix_beam'")
+        weights = (self.lm_weight, 0.0 if self.lexicon else self.word_score)
+        if not self.lm and weights != _NO_LM_WEIGHTS:
             raise ValueError("lm_weight and word_score weigh a language model: give one, lm=...")
         if not 0 <= self.lm_weight < math.inf:
             raise ValueError(f"lm_weight={self.lm_weight}: expected a number from 0 on")
@@ -107,12 +112,19 @@ class DecodingConfig:
         if self.joint:
             weights = (self.joint.ctc_weight, self.length_bonus, self.max_length_ratio)
             return "-".join([f"{self.decoder}{self.beam}", *(f"{weight:g}" for weight in weights)])
-        if not self.lm:
-            return f"{self.decoder}{self.beam}"
-        digest = hashlib.sha256(os.fsencode(self.lm)).hexdigest()[:6]
-        return f"{self.decoder}{self.beam}-lm{digest}-{self.lm_weight:g}" + f"-{self.word_score:g}" * bool(
-            self.word_score
-        )
+        short = {name: digest[:6] for name, digest in self.digests.items()}
+        parts = [f"{self.decoder}{self.beam}", *([f"lm{short['lm']}-{self.lm_weight:g}"] if self.lm else [])]
+        parts += [f"{self.word_score:g}"] if self.word_score else []
+        return "-".join([*parts, *([f"lexicon{short['lexicon']}"] if self.lexicon else [])])
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the contents of the files that are read, by their field.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+        """
+        return {name: contents_digest(path) for name in ("lm", "lexicon") if (path := getattr(self, name))}
 
 
 GREEDY = DecodingConfig()
@@ -143,7 +155,8 @@ class Decoder:
         """Bind; nothing is compiled yet.
 
         Raises:
-          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model, as `LanguageModel`, `NGramSearch`.
+          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model or a lexicon, as `LanguageModel`,
+            `Lexicon` and `NGramSearch`.
           ValueError: timestamps of a search that has no CTC path.
         """
         if timestamps and config.joint:
@@ -156,9 +169,11 @@ class Decoder:
             "tokens_per_frame": config.tokens_per_frame,
         }
         self._search: Callable[[CTCScores], NBest] = lambda scores: prefix_beam_search(*scores, **sizes)
-        if config.lm:
+        if config.lm or config.lexicon:
+            model = LanguageModel(tokenizer, config.lm) if config.lm else None
+            lexicon = Lexicon(tokenizer, config.lexicon) if config.lexicon else None
             weights: dict[str, Any] = {"lm_weight": config.lm_weight, "word_score": config.word_score}
-            self._search = NGramSearch(LanguageModel(tokenizer, config.lm), **weights, **sizes)
+            self._search = NGramSearch(model, lexicon=lexicon, **weights, **sizes)
 
     @property
     def needs_scores(self) -> bool:
