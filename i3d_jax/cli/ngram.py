@@ -78,7 +78,7 @@ def _texts(source: epath.Path) -> list[str]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: neither a run directory (no config.json) nor a text file")
     try:
-        return [line for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line for line in source.read_bytes().decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not a text file in UTF-8: {error}") from None
 

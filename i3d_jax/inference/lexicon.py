@@ -95,7 +95,7 @@ def read_words(path: str | os.PathLike[str]) -> dict[str, int]:
         )
     words: dict[str, int] = {}
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a text file in UTF-8: {error}") from None
     for number, line in enumerate(lines, start=1):
