@@ -1,13 +1,14 @@
 """Time of prefix beam search beside flashlight-text, pyctcdecode and greedy decoding, and of language models in both.
 
-Command: ``python benchmarks/decoding.py --peer-python=PATH --json docs/benchmarks/decoding.json``; about twenty minutes
-on two cores. Needs ``pip install flashlight-text`` (Python 3.11 or 3.12); PATH is the interpreter of an environment with
-``pip install numpy hypothesis kenlm`` and ``pip install --no-deps pyctcdecode pygtrie``, as pyctcdecode refuses NumPy 2.
+Command: ``python benchmarks/decoding.py --peer-python=PATH --json docs/benchmarks/decoding.json``; about ten minutes on
+two cores. Needs ``pip install flashlight-text`` (Python 3.11 or 3.12); PATH is the interpreter of an environment with
+``pip install numpy hypothesis kenlm`` and ``pip install --no-deps pyctcdecode pygtrie``: pyctcdecode's own requirements
+exclude NumPy 2.
 
 Posteriors are drawn: two frames of three are a clear blank, of the others half hold one token and half are torn between
 several. The first texts of all searches are compared, and their shares of equal ones are among the figures. pyctcdecode
 is measured twice: with equal work, which is the same tokens of every frame and no other pruning than the beam, and with
-the pruning that is its own.
+the pruning that is its own. It adds up the pieces that spell one text; the others tell token sequences apart.
 
 With a language model the clear tokens are those of sentences, and the language model is of their words. Measured are
 the decoder of this project, which is flashlight-text with words scored in Python, the same with a lexicon, and
@@ -56,6 +57,8 @@ def posteriors(rows: int, frames: int, vocabulary: int, spoken: list[int] | None
         np.put_along_axis(scores, favoured, np.take_along_axis(scores, favoured, 2) + torn, 2)
     bonus = ((kind > 2 / 3) & (kind <= 5 / 6))[..., None] * 18.0
     np.put_along_axis(scores, said, np.take_along_axis(scores, said, 2) + bonus, 2)
+    if spoken is not None:  # no model answers <unk> or <sos/eos>, and pyctcdecode breaks words of all beams at <unk>
+        scores[..., [1, -1]] = -20.0
     return np.asarray(jax.nn.log_softmax(scores.astype(np.float32)))
 
 

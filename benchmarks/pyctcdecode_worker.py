@@ -1,7 +1,7 @@
 """pyctcdecode, measured in a process of its own for ``benchmarks/decoding.py``, which starts it.
 
-It answers calls of the methods of ``Peers`` (``benchmarks/serve.py``) and knows nothing of this project. The environment
-that runs it has ``pyctcdecode``, ``pygtrie``, ``hypothesis``, ``numpy`` and ``kenlm``.
+It answers calls of the methods of ``Peers`` (``benchmarks/serve.py``) and knows nothing of this project. The
+environment that runs it has ``pyctcdecode``, ``pygtrie``, ``hypothesis``, ``numpy`` and ``kenlm``.
 """
 
 import time

@@ -1,8 +1,8 @@
 """The loop of a process that runs peers in an environment of their own: the standard library alone.
 
 It reads requests and writes answers, a line of JSON each: ``{"call": name of a method, "arguments": {...}}`` and
-``{"result": ...}`` or ``{"error": ...}``; answers go to the file descriptor that its argument names, as libraries print.
-``peers.Worker`` is the other end.
+``{"result": ...}`` or ``{"error": ...}``; answers go to the file descriptor that its argument names, as libraries
+print. ``peers.Worker`` is the other end.
 """
 
 import json
