@@ -91,7 +91,7 @@ def read_words(path: str | os.PathLike[str]) -> dict[str, int]:
     file = epath.Path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f"{file}: no such lexicon; python -m i3d_jax.cli.ngram RUN OUT.arpa --lexicon=FILE writes"
+            f"{file}: no such lexicon; make one with python -m i3d_jax.cli.ngram RUN OUT.arpa --lexicon=FILE"
         )
     words: dict[str, int] = {}
     try:
