@@ -73,7 +73,9 @@ class EvalFlags:
     lm_weight: float | None = None
     """Weight of the language model; default: 0.5. ``python -m i3d_jax.cli.tune_lm`` finds a better one."""
     word_score: float | None = None
-    """Added for each word, with a language model, which by itself prefers short texts; default: 0."""
+    """Added for each word, with a language model, which by itself prefers short texts, or a lexicon; default: 0."""
+    lexicon: str = ""
+    """Text file, a word a line: ``prefix_beam`` gives these words only. Further columns are passed over."""
     sweep_budget: tuple[float, ...] | None = None
     """Evaluate these budgets, ``--sweep-budget=0.4,0.6``; without values 0.3 to 1.0. Writes
     ``RUN/eval/budget-<split>.{json,png}``."""
@@ -146,12 +148,14 @@ def _decoder(flags: EvalFlags) -> DecodingConfig:
     names = ("beam", "ctc_weight", "length_bonus", "lm_weight", "word_score")
     own: dict[str, Any] = {name: getattr(flags, name) for name in names}
     given = {name: value for name, value in own.items() if value is not None}
-    if flags.decoder == "greedy" and (given or flags.lm):
-        options = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["lm"] if flags.lm else [])])
+    files = {name: path for name in ("lm", "lexicon") if (path := getattr(flags, name))}
+    if flags.decoder == "greedy" and (given or files):
+        options = ", ".join("--" + name.replace("_", "-") for name in [*given, *files])
         raise ValueError(f"{options}: greedy decoding has no such option; add --decoder=prefix_beam, or =joint")
-    if not flags.lm and given.keys() & {"lm_weight", "word_score"}:
+    if not flags.lm and given.keys() & ({"lm_weight"} if flags.lexicon else {"lm_weight", "word_score"}):
         raise ValueError("--lm-weight and --word-score weigh a language model: give one with --lm")
-    return DecodingConfig(flags.decoder, lm=flags.lm and os.path.abspath(os.path.expanduser(flags.lm)), **given)
+    absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in files.items()}
+    return DecodingConfig(flags.decoder, **absolute, **given)
 
 
 def _tag(data: str) -> str:

@@ -1,18 +1,12 @@
 """ESPnet and ONNX Runtime, measured in a process of their own for ``benchmarks/vs_espnet.py``, which starts it.
 
-It reads requests and writes answers, a line of JSON each: ``{"call": name of a method of Peers, "arguments": {...}}``
-and ``{"result": ...}`` or ``{"error": ...}``; answers go to the file descriptor that its argument names, as libraries
-print. Arrays travel through ``.npz`` files. It knows nothing of this project: weights come under ESPnet's names, and
-every weight must be there.
+It answers calls of the methods of ``Peers`` (``benchmarks/serve.py``). Arrays travel through ``.npz`` files. It knows
+nothing of this project: weights come under ESPnet's names, and every weight must be there.
 
 The environment that runs it has ``torch``, ``espnet``, ``onnx``, ``onnxscript`` and ``onnxruntime``.
 """
 
-import json
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -25,6 +19,7 @@ import torch
 from espnet2.asr.ctc import CTC
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from serve import serve
 
 
 def encoder_of(sizes: dict[str, Any], layers: int, dropout: float) -> TransformerEncoder:
@@ -185,19 +180,5 @@ class Peers:
             return time.perf_counter() - begun
 
 
-def main() -> None:
-    """Answer requests until there are no more."""
-    answers = os.fdopen(int(sys.argv[1]), "w")
-    peers = Peers()
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer = {"result": getattr(peers, request["call"])(**request["arguments"])}
-        except Exception:  # the other process ends with it
-            answer = {"error": traceback.format_exc()}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve(Peers())

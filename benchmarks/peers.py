@@ -1,4 +1,4 @@
-"""The process of ESPnet and ONNX Runtime, and the same model on both sides: shared by inference and training."""
+"""The process of the peers, and for ESPnet and ONNX Runtime the same model on both sides: inference and training."""
 
 import json
 import os
@@ -22,12 +22,12 @@ SETTLE = 0.02
 
 
 class Worker:
-    """The process of the peers: methods of ``espnet_worker.Peers`` by name."""
+    """The process of the peers: methods of what the script serves, by name."""
 
-    def __init__(self, python: str, folder: Path):
+    def __init__(self, python: str, folder: Path, script: str = "espnet_worker.py"):
         self._errors = folder / "worker.log"
         answers, to_us = os.pipe()
-        command = [python, str(Path(__file__).with_name("espnet_worker.py")), str(to_us)]
+        command = [python, str(Path(__file__).with_name(script)), str(to_us)]
         with self._errors.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[to_us], text=True

@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from etils import epath
@@ -61,6 +63,33 @@ def check_manifest(folder: epath.PathLike) -> dict[str, Any]:
         if found != expected:
             raise Damaged(f"{name} has other bytes than were written")
     return body["notes"]
+
+
+def contents_digest(path: epath.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal; of a folder that of its manifest, or of that of its ``model``.
+
+    A process reads a file again only after its size or time of modification changed.
+
+    Raises:
+      FileNotFoundError: there is no such file, or no manifest in the folder.
+      OSError: it cannot be read.
+    """
+    file = epath.Path(path)
+    if file.is_dir():
+        inner = (file / "model" / NAME, file / NAME)
+        file = next((one for one in inner if one.exists()), inner[-1])
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file")
+    if "://" in os.fspath(file):
+        stat = file.stat()
+        return _digest(os.fspath(file), stat.length, stat.mtime)
+    local = os.stat(file)
+    return _digest(os.fspath(files.absolute(file)), local.st_size, local.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest(path: str, size: int, modified: int) -> str:
+    return str(_describe(epath.Path(path))["sha256"])
 
 
 def _names(folder: epath.Path, prefix: str = "") -> list[str]:

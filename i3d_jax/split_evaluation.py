@@ -139,7 +139,7 @@ def _write_evaluation(
     key = f"{row['model']}/{row['split']}"
     meta = report_meta(seed=config.seed) | {"score": result.score.to_dict()}
     if recognizer.decoder.config != GREEDY:
-        meta["decoder"] = schema.to_dict(recognizer.decoder.config)
+        meta["decoder"] = schema.to_dict(recognizer.decoder.config) | {"digests": recognizer.decoder.config.digests}
     if pattern is not None:
         meta["pattern"] = pattern.to_dict()
     write_report(folder / "report.json", Report(rows=[row], gates={key: stats.to_dict()}, meta=meta))

@@ -1,12 +1,15 @@
 """Digests: any flipped byte, cut or lost file is found."""
 
+import hashlib
+import os
 import shutil
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from i3d_jax.manifest import NAME, Damaged, check_manifest, write_manifest
+from i3d_jax import manifest
+from i3d_jax.manifest import NAME, Damaged, check_manifest, contents_digest, write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +55,34 @@ def test_lost_files_are_named(folder, tmp_path):
     (copy / NAME).unlink()
     with pytest.raises(FileNotFoundError, match=NAME):
         check_manifest(copy)
+
+
+def test_the_digest_of_contents_is_that_of_the_bytes_wherever_they_are(tmp_path):
+    data = os.urandom(3 << 20)
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(data)
+        assert contents_digest(tmp_path / name) == hashlib.sha256(data).hexdigest()
+    (tmp_path / "one").write_bytes(data[:-1])
+    assert contents_digest(tmp_path / "one") == hashlib.sha256(data[:-1]).hexdigest()
+    with pytest.raises(FileNotFoundError, match="none: no such file"):
+        contents_digest(tmp_path / "none")
+
+
+def test_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("one")
+    first = contents_digest(path)
+    monkeypatch.setattr(manifest, "_describe", lambda _: {"sha256": "read again"})
+    assert contents_digest(path) == first
+    os.utime(path, ns=(1, 1))
+    assert contents_digest(path) == "read again"
+
+
+def test_the_digest_of_a_folder_is_that_of_its_manifest(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json: no such file"):
+        contents_digest(tmp_path)
+    (tmp_path / NAME).write_text("a bundle")
+    assert contents_digest(tmp_path) == hashlib.sha256(b"a bundle").hexdigest()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / NAME).write_text("a run")
+    assert contents_digest(tmp_path) == hashlib.sha256(b"a run").hexdigest()

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 from etils import epath
 
+from i3d_jax import files
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.data.ngram_training import train_ngrams, write_ngrams
 from i3d_jax.data.tokenizer import Tokenizer
@@ -31,6 +32,8 @@ class NgramFlags:
     """``word``, or the ``piece`` of a tokenizer: quicker to decode with, and for texts with few repeated words."""
     tokenizer: str = ""
     """``tokenizer.model`` for the pieces of a text file; a run has its own."""
+    lexicon: str = ""
+    """Further file to write: the words of these texts, in order, one a line, for ``eval.py --lexicon``."""
 
 
 def main(argv: list[str]) -> None:
@@ -52,6 +55,10 @@ def main(argv: list[str]) -> None:
         raise ValueError("--tokenizer is for --unit=piece")
     model = train_ngrams(sentences, flags.order, vocabulary)
     write_ngrams(output, model)
+    if flags.lexicon:
+        words = sorted({word for text in texts for word in text.split()})
+        files.write_text(epath.Path(flags.lexicon).expanduser(), "\n".join([*words, ""]))
+        log(f"{len(words)} words; written: {flags.lexicon}")
     sizes = [line.partition("=")[2] for line in model.split("\n\n")[0].splitlines() if "=" in line]
     log(f"{len(sentences)} sentences, {'/'.join(sizes)} n-grams of orders 1 to {flags.order}; written: {output}")
 
@@ -71,7 +78,7 @@ def _texts(source: epath.Path) -> list[str]:
     if not source.is_file():
         raise FileNotFoundError(f"{source}: neither a run directory (no config.json) nor a text file")
     try:
-        return [line for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line for line in source.read_bytes().decode("utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not a text file in UTF-8: {error}") from None
 

@@ -18,6 +18,7 @@ from i3d_jax import files, schema
 from i3d_jax.experiment import ExperimentConfig, load_saved_config, parse_flags, run_program
 from i3d_jax.inference.decoder import DecodingConfig
 from i3d_jax.inference.evaluation import evaluation_batches
+from i3d_jax.inference.lexicon import Lexicon
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.recognizer import Recognizer, load
 from i3d_jax.inference.report import align_columns, report_meta
@@ -37,6 +38,8 @@ class TuneFlags:
     """Finished run."""
     lm: str
     """ARPA file."""
+    lexicon: str = ""
+    """Text file of the only words that may come out, one a line."""
     beam: int = 10
     """Prefixes that are kept from frame to frame."""
     lm_weights: tuple[float, ...] = WEIGHTS
@@ -60,11 +63,14 @@ def main(argv: list[str]) -> None:
     flags = parse_flags(argv, TuneFlags, description=__doc__ or "")
     run = epath.Path(flags.run).expanduser()
     lm = os.path.abspath(os.path.expanduser(flags.lm))
+    lexicon = os.path.abspath(os.path.expanduser(flags.lexicon)) if flags.lexicon else ""
     recognizer, config = spread(load(run)), load_saved_config(run / "config.json")
-    points = tune(recognizer, config, lm, flags.beam, flags.lm_weights, flags.word_scores)
+    points = tune(recognizer, config, lm, flags.beam, flags.lm_weights, flags.word_scores, lexicon)
     best = best_point(points)
     data = {
         "lm": lm,
+        "lexicon": lexicon,
+        "digests": DecodingConfig("prefix_beam", lm=lm, lexicon=lexicon).digests,
         "beam": flags.beam,
         "best": schema.to_dict(best),
         "rows": [schema.to_dict(point) for point in points],
@@ -75,6 +81,7 @@ def main(argv: list[str]) -> None:
     body = [[f"{p.lm_weight:g}", f"{p.word_score:g}", f"{p.wer:.2f}", f"{p.cer:.2f}"] for p in points]
     log("\n" + align_columns(["lm weight", "word score", "WER", "CER"], body, [False] * 4))
     options = ["--decoder=prefix_beam", f"--beam={flags.beam}", f"--lm={flags.lm}", f"--lm-weight={best.lm_weight:g}"]
+    options += [f"--lexicon={flags.lexicon}"] if flags.lexicon else []
     options += [f"--word-score={best.word_score:g}"] if best.word_score else []
     command = shlex.join(["python", "eval.py", flags.run, "--split=test", *options])
     log(f"\nwritten: {path}\nbest on dev: {command}")
@@ -87,21 +94,25 @@ def tune(
     beam: int,
     lm_weights: Sequence[float] = WEIGHTS,
     word_scores: Sequence[float] = WORD_SCORES,
+    lexicon: str = "",
 ) -> list[TunedPoint]:
     """Error rates on dev for every pair of weights, in the order given.
 
     Raises:
       ModuleNotFoundError: flashlight-text is not installed.
-      FileNotFoundError: no such language model.
-      ValueError: a bad beam or weight, or a language model that does not fit.
+      FileNotFoundError: no such language model or lexicon.
+      ValueError: a bad beam or weight, or a language model or lexicon that does not fit.
     """
     model = LanguageModel(recognizer.tokenizer, lm)
+    words = Lexicon(recognizer.tokenizer, lexicon) if lexicon else None
     pairs = [(weight, bonus) for weight in lm_weights for bonus in word_scores]
     if not pairs:
         raise ValueError("no weights to try: give --lm-weights and --word-scores")
     for weight, bonus in pairs:
         DecodingConfig("prefix_beam", beam, lm=lm, lm_weight=weight, word_score=bonus)  # raises for bad values
-    searches = [NGramSearch(model, lm_weight=weight, word_score=bonus, beam=beam) for weight, bonus in pairs]
+    searches = [
+        NGramSearch(model, lexicon=words, lm_weight=weight, word_score=bonus, beam=beam) for weight, bonus in pairs
+    ]
     corpus = load_split(config, "dev")
     scoring = recognizer.with_decoder(DecodingConfig("prefix_beam", beam))  # whose programs give scores
     execution, decide = recognizer.best_execution(rows=2), recognizer.decision()

@@ -3,7 +3,7 @@
 ===========  ============================================================================================
 greedy       the best token of every frame, inside the compiled program of the execution
 prefix_beam  prefix beam search over the CTC scores that the execution gives: a program of its own, or, with an n-gram
-             language model, flashlight-text on the host
+             language model or a lexicon, flashlight-text on the host
 attention    beam search with the attention decoder over the encoder states: a program of its own (docs/aed.md)
 joint        the same, rescored by CTC prefixes
 ===========  ============================================================================================
@@ -11,9 +11,7 @@ joint        the same, rescored by CTC prefixes
 A neural language model is part of these programs (`inference.fusion`).
 """
 
-import hashlib
 import math
-import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,9 +24,11 @@ from i3d_jax.inference.alignment import align, path_log_probs
 from i3d_jax.inference.decoding import BLANK
 from i3d_jax.inference.fusion import Fusion, is_neural, load_fusion
 from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_search
+from i3d_jax.inference.lexicon import Lexicon
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
 from i3d_jax.inference.recognition import CTCScores, Kept, Recognition
+from i3d_jax.manifest import contents_digest
 from i3d_jax.model.decoder import Decoder as AttentionDecoder
 from i3d_jax.model.encoder import Params
 from i3d_jax.types import Array
@@ -66,6 +66,8 @@ class DecodingConfig:
     """Added for each token of ``attention`` and ``joint``."""
     max_length_ratio: float = 1.0
     """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame (40 ms); memory grows with it."""
+    lexicon: str = ""
+    """Text file of the only words that ``prefix_beam`` may give, one a line; empty for any word."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that no decoder has."""
@@ -78,7 +80,12 @@ class DecodingConfig:
                 )
         if self.lm and self.decoder == "greedy":
             raise ValueError(f'lm={self.lm}: greedy decoding has no language model; take decoder="prefix_beam"')
-        if not self.lm and (self.lm_weight, self.word_score) != _NO_LM_WEIGHTS:
+        if self.lexicon and is_neural(self.lm):
+            raise ValueError(f"lexicon={self.lexicon}: with the neural language model {self.lm} there is none")
+        if self.lexicon and self.decoder != "prefix_beam":
+            raise ValueError(f"lexicon={self.lexicon}: decoder {self.decoder!r} has none; take 'prefix_beam'")
+        weights = (self.lm_weight, 0.0 if self.lexicon else self.word_score)
+        if not self.lm and weights != _NO_LM_WEIGHTS:
             raise ValueError("lm_weight and word_score weigh a language model: give one, lm=...")
         if not 0 <= self.lm_weight < math.inf:
             raise ValueError(f"lm_weight={self.lm_weight}: expected a number from 0 on")
@@ -112,15 +119,22 @@ class DecodingConfig:
         """Short name for reports and folders."""
         if self.decoder == "greedy":
             return self.decoder
+        short = {name: digest[:6] for name, digest in self.digests.items()}
+        parts = [f"{self.decoder}{self.beam}"]
         if self.joint:
-            weights = (self.joint.ctc_weight, self.length_bonus, self.max_length_ratio)
-            return "-".join([f"{self.decoder}{self.beam}", *(f"{weight:g}" for weight in weights)])
-        if not self.lm:
-            return f"{self.decoder}{self.beam}"
-        digest = hashlib.sha256(os.fsencode(self.lm)).hexdigest()[:6]
-        return f"{self.decoder}{self.beam}-lm{digest}-{self.lm_weight:g}" + f"-{self.word_score:g}" * bool(
-            self.word_score
-        )
+            parts += [f"{value:g}" for value in (self.joint.ctc_weight, self.length_bonus, self.max_length_ratio)]
+        parts += [f"lm{short['lm']}-{self.lm_weight:g}"] if self.lm else []
+        parts += [f"{self.word_score:g}"] if self.word_score else []
+        return "-".join([*parts, *([f"lexicon{short['lexicon']}"] if self.lexicon else [])])
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the contents of the files that are read, by their field.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+        """
+        return {name: contents_digest(path) for name in ("lm", "lexicon") if (path := getattr(self, name))}
 
 
 GREEDY = DecodingConfig()
@@ -163,7 +177,8 @@ class Decoder:
           attention: the model's attention decoder, if it has one.
 
         Raises:
-          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model, as `LanguageModel`, `load_fusion`.
+          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model or a lexicon, as `LanguageModel`,
+            `load_fusion`, `Lexicon` and `NGramSearch`.
           ValueError: the search needs an attention decoder, and there is none.
         """
         if config.joint and attention is None:
@@ -175,13 +190,15 @@ class Decoder:
         self._attention = attention
         self._fusion: Fusion | None = None
         self._ngram: NGramSearch | None = None
-        if not config.lm:
+        if not config.lm and not config.lexicon:
             return
         weights: dict[str, Any] = {"lm_weight": config.lm_weight, "word_score": config.word_score}
         if is_neural(config.lm):
             self._fusion = load_fusion(config.lm, tokenizer, **weights)
-        else:
-            self._ngram = NGramSearch(LanguageModel(tokenizer, config.lm), **weights, **self._sizes)
+            return
+        model = LanguageModel(tokenizer, config.lm) if config.lm else None
+        lexicon = Lexicon(tokenizer, config.lexicon) if config.lexicon else None
+        self._ngram = NGramSearch(model, lexicon=lexicon, **weights, **self._sizes)
 
     @property
     def _sizes(self) -> dict[str, Any]:
@@ -249,10 +266,11 @@ def _padded(scores: CTCScores, states: Array | None) -> tuple[CTCScores, Array |
     frames = scores.mask.shape[1]
     step = max(_LEAST_FRAMES, 2 ** (max(frames - 1, 1).bit_length() - 3))
     more = -frames % step
-    log_probs, states = (
-        x if x is None else jnp.pad(x, ((0, 0), (0, more), (0, 0))) for x in (scores.log_probs, states)
-    )
-    return CTCScores(log_probs, jnp.pad(scores.mask, ((0, 0), (0, more)))), states
+
+    def pad(x: Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)))
+
+    return CTCScores(pad(scores.log_probs), pad(scores.mask)), None if states is None else pad(states)
 
 
 @jax.jit

@@ -1,8 +1,9 @@
-"""Prefix beam search with an n-gram language model, by flashlight-text on the host.
+"""Prefix beam search with an n-gram language model, a lexicon or both, by flashlight-text on the host.
 
-It extends prefixes by tokens, without a lexicon: any word can be recognised, whatever its language model knows. Log
+It extends prefixes by tokens; without a lexicon any word can be recognised, whatever its language model knows. Log
 probabilities of the language model, weighted, are added to those of CTC: of pieces with every token, of words when the
-next word or the end comes; a word that the model does not know has the probability of ``<unk>``.
+next word or the end comes; a word that the model does not know has the probability of ``<unk>``. A lexicon makes
+prefixes that none of its texts begins with too improbable for the beam.
 """
 
 import importlib
@@ -18,11 +19,14 @@ import numpy as np
 from i3d_jax.data.ngram_training import UNKNOWN, read_unigrams
 from i3d_jax.data.tokenizer import SPACE, Tokenizer
 from i3d_jax.inference.decoding import BLANK
+from i3d_jax.inference.lexicon import Lexicon
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest
 from i3d_jax.inference.recognition import CTCScores
 
 _LN10 = math.log(10)  # KenLM counts in decades
 _NO_THRESHOLD = 1e4  # prefixes are dropped by their rank alone
+# Of what the lexicon does not hold, far below the threshold. Finite: the decoder adds exponentials of differences.
+_OUTSIDE = -1e9
 
 
 class LanguageModel:
@@ -66,13 +70,14 @@ class LanguageModel:
 
 
 class NGramSearch:
-    """Prefix beam search with a language model."""
+    """Prefix beam search with a language model or a lexicon."""
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: LanguageModel | None,
         *,
-        lm_weight: float,
+        lexicon: Lexicon | None = None,
+        lm_weight: float = 0.0,
         word_score: float = 0.0,
         beam: int = 10,
         n_best: int = 1,
@@ -81,7 +86,8 @@ class NGramSearch:
         """Bind.
 
         Args:
-          model: the language model.
+          model: the language model; None for a lexicon alone.
+          lexicon: the only words that are given; None for any.
           lm_weight: of its natural log probabilities.
           word_score: added for each word; with a model of pieces, for each piece that begins one.
           beam: prefixes that are kept from frame to frame.
@@ -90,23 +96,32 @@ class NGramSearch:
         """
         decoders = _flashlight("decoder")
         self._n_best = n_best
-        plain = not model.is_of_words and not word_score  # without a detour through Python
+        self._lexicon = lexicon
+        known = model or lexicon
+        assert known, "neither a language model nor a lexicon"
+        offered = int(lexicon.usable.sum()) if lexicon else len(known.pieces)
+        # Without a detour through Python:
+        direct = None if model is None or model.is_of_words or word_score or lexicon else model.kenlm
         options = decoders.LexiconFreeDecoderOptions(
             beam_size=beam,
-            beam_size_token=min(tokens_per_frame, len(model.pieces)),
+            beam_size_token=min(tokens_per_frame, offered),
             beam_threshold=_NO_THRESHOLD,
-            lm_weight=lm_weight * _LN10 if plain else 1.0,
+            lm_weight=lm_weight * _LN10 if direct else 1.0,
             sil_score=0.0,
             log_add=True,
             criterion_type=decoders.CriterionType.CTC,
         )
         # Kept: the decoder holds only what it is in C++.
-        self._language = model.kenlm if plain else _weighted(decoders, model, lm_weight, word_score)
+        self._language = direct or _weighted(decoders, model, lexicon, lm_weight, word_score)
         # No token stands for silence: before the first frame there is a blank.
         self._decoder = decoders.LexiconFreeDecoder(options, self._language, BLANK, BLANK, [])
 
     def __call__(self, scores: CTCScores) -> NBest:
-        """The best token sequences of each row; their scores hold those of the language model."""
+        """The best token sequences of each row; their scores hold those of the language model.
+
+        Where the beam holds no text of the lexicon to its end, the first one is what the best prefix has of words, from
+        its first token on, with a score of -inf.
+        """
         log_probs, mask = jax.device_get(scores)
         rows, frames, _ = log_probs.shape
         tokens = np.zeros((rows, self._n_best, frames), np.int32)
@@ -121,22 +136,39 @@ class NGramSearch:
 
     def _sequences(self, log_probs: np.ndarray) -> dict[tuple[int, ...], float]:
         """Sequences of one row [T, V] with their scores; those that end in a blank and in a token are added up."""
+        if self._lexicon:  # tokens that no word has take no place among those of a frame
+            log_probs = np.where(self._lexicon.usable, log_probs, _OUTSIDE)
         emissions = np.ascontiguousarray(log_probs, np.float32)
         found: dict[tuple[int, ...], float] = {}
-        for result in self._decoder.decode(emissions.ctypes.data, *emissions.shape):
-            path = [token for token, _ in itertools.groupby(result.tokens)]
-            sequence = tuple(token for token in path if token != BLANK)
-            found[sequence] = float(np.logaddexp(found.get(sequence, -np.inf), result.score))
+        results = self._decoder.decode(emissions.ctypes.data, *emissions.shape)
+        for result in results:
+            if result.score > _OUTSIDE / 2:
+                sequence = _sequence(result)
+                found[sequence] = float(np.logaddexp(found.get(sequence, -np.inf), result.score))
+        if self._lexicon and not found:
+            best = _sequence(results[0])
+            found[best[: self._lexicon.longest(best)]] = -np.inf
         return found
 
 
-def _weighted(decoders: ModuleType, model: LanguageModel, lm_weight: float, word_score: float) -> Any:
+def _sequence(result: Any) -> tuple[int, ...]:
+    return tuple(token for token, _ in itertools.groupby(result.tokens) if token != BLANK)
+
+
+def _weighted(
+    decoders: ModuleType, model: LanguageModel | None, lexicon: Lexicon | None, lm_weight: float, word_score: float
+) -> Any:
     """A language model of tokens for the decoder, with the weights of `NGramSearch`.
 
     A model of pieces is asked for every token, one of words when a word is complete.
     """
-    language, pieces, scale = model.kenlm, model.pieces, lm_weight * _LN10
-    index, unknown = {word: i for i, word in enumerate(model.entries)}, len(model.entries) - 1
+    known = model or lexicon
+    assert known
+    language: Any = model.kenlm if model else None
+    pieces = known.pieces
+    of_pieces, scale = model is not None and not model.is_of_words, lm_weight * _LN10
+    entries = model.entries if model else []
+    index, unknown = {word: i for i, word in enumerate(entries)}, len(entries) - 1
     silent = {BLANK, Tokenizer.unk_id, len(pieces) - 1}  # the last one is <sos/eos>
 
     class Weighted(decoders.LM):  # type: ignore[name-defined, misc]
@@ -145,43 +177,58 @@ def _weighted(decoders: ModuleType, model: LanguageModel, lm_weight: float, word
         def __init__(self) -> None:
             super().__init__()
             self._known: dict[Any, tuple[Any, str]] = {}
-            self._scores: dict[Any, float] = {}
+            self._extended: dict[tuple[Any, int], tuple[Any, float]] = {}
+            self._outside = decoders.LMState()  # of all prefixes that the lexicon does not hold
 
         def start(self, start_with_nothing: bool) -> Any:
-            self._known, self._scores = {}, {}
+            self._known, self._extended = {}, {}
             state = decoders.LMState()
-            self._known[state] = (language.start(start_with_nothing), "")
+            self._known[state] = (language.start(start_with_nothing) if language else None, "")
             return state
 
         def score(self, state: Any, token: int) -> tuple[Any, float]:
+            if (state, token) not in self._extended:
+                self._extended[state, token] = self._extend(state, token)
+            return self._extended[state, token]
+
+        def _extend(self, state: Any, token: int) -> tuple[Any, float]:
+            if state is self._outside:
+                return state, _OUTSIDE
+            before, word = self._known[state]
+            begun = lexicon.follow(word, token) if lexicon else _begun(word, token)
+            if begun is None:
+                return self._outside, _OUTSIDE
+            score = 0.0
+            if of_pieces:
+                before, score = self._with_piece(before, token)
+            elif pieces[token].startswith(SPACE):
+                before, score = self._complete(before, word)
             after = state.child(token)
-            if after not in self._known:
-                extend = self._with_word if model.is_of_words else self._with_piece
-                *known, self._scores[after] = extend(*self._known[state], token)
-                self._known[after] = (known[0], known[1])
-            return after, self._scores[after]
+            self._known[after] = (before, begun)
+            return after, score
 
         def finish(self, state: Any) -> tuple[Any, float]:
-            before, score = self._complete(*self._known[state])
-            _, end = language.finish(before)
-            return state, score + scale * end
+            if state is self._outside:
+                return state, _OUTSIDE
+            before, word = self._known[state]
+            if lexicon and word and word not in lexicon:
+                return state, _OUTSIDE
+            before, score = (before, 0.0) if of_pieces else self._complete(before, word)
+            return state, score + (scale * language.finish(before)[1] if language else 0.0)
 
-        def _with_piece(self, before: Any, word: str, token: int) -> tuple[Any, str, float]:
+        def _with_piece(self, before: Any, token: int) -> tuple[Any, float]:
             after, score = language.score(before, token)
-            return after, "", scale * score + word_score * pieces[token].startswith(SPACE)
-
-        def _with_word(self, before: Any, word: str, token: int) -> tuple[Any, str, float]:
-            piece, score = "" if token in silent else pieces[token], 0.0
-            if piece.startswith(SPACE):
-                before, score = self._complete(before, word)
-                word, piece = "", piece.removeprefix(SPACE)
-            return before, word + piece, score
+            return after, scale * score + word_score * pieces[token].startswith(SPACE)
 
         def _complete(self, before: Any, word: str) -> tuple[Any, float]:
             if not word:
                 return before, 0.0
-            after, score = language.score(before, index.get(word, unknown))
+            after, score = language.score(before, index.get(word, unknown)) if language else (before, 0.0)
             return after, scale * score + word_score
+
+    def _begun(word: str, token: int) -> str:
+        piece = "" if token in silent else pieces[token]
+        return piece.removeprefix(SPACE) if piece.startswith(SPACE) else word + piece
 
     return Weighted()
 

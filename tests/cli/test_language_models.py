@@ -1,5 +1,6 @@
 """Evaluation with prefix beam search and language models: the commands, on the demo model."""
 
+import hashlib
 import importlib.util
 import json
 
@@ -68,7 +69,10 @@ def test_evaluation_with_a_beam(demo_run, capsys):  # noqa: F811
     [
         (["--beam=5"], "--beam: greedy decoding has no such option; add --decoder=prefix_beam"),
         (["--lm=x.arpa"], "--lm: greedy decoding has no such option"),
+        (["--lexicon=x.txt", "--beam=3"], "--beam, --lexicon: greedy decoding has no such option"),
         (["--decoder=prefix_beam", "--word-score=1"], "give one with --lm"),
+        (["--decoder=prefix_beam", "--lexicon=x.txt", "--lm-weight=1"], "give one with --lm"),
+        (["--decoder=joint", "--lexicon=x.txt"], "decoder 'joint' has none; take 'prefix_beam'"),
         (["--decoder=prefix_beam", "--beam=0"], "beam=0: expected at least 1"),
         (["--decoder=prefix_beam", "--sweep-threshold"], "a sweep decodes greedily"),
     ],
@@ -81,11 +85,14 @@ def test_bad_options(demo_run, options, error):  # noqa: F811
 @needs_flashlight
 @pytest.mark.parametrize("unit", ["word", "piece"])
 def test_a_language_model_is_trained_tuned_and_used(demo_run, text, tmp_path, unit, capsys):  # noqa: F811
-    lm = tmp_path / f"{unit}.arpa"
+    lm, words = tmp_path / f"{unit}.arpa", tmp_path / "words.txt"
     tokenizer = [f"--tokenizer={demo_run / 'tokenizer.model'}"] if unit == "piece" else []
-    ngram.main([str(text), str(lm), "--order=3", f"--unit={unit}", *tokenizer])
+    ngram.main([str(text), str(lm), "--order=3", f"--unit={unit}", f"--lexicon={words}", *tokenizer])
+    lexicon = words.read_text().split()
+    assert lexicon == sorted(set(text.read_text().split()))
     assert "n-grams of orders 1 to 3" in capsys.readouterr().out
-    tune_lm.main([str(demo_run), f"--lm={lm}", "--beam=5", "--lm-weights=0,0.5"])
+    constrained = [f"--lexicon={words}"] if unit == "word" else []
+    tune_lm.main([str(demo_run), f"--lm={lm}", "--beam=5", "--lm-weights=0,0.5", *constrained])
     printed = capsys.readouterr().out
     table = json.loads((demo_run / "eval" / "lm-dev.json").read_text())
     assert len(table["rows"]) == 6 and table["beam"] == 5
@@ -97,10 +104,25 @@ def test_a_language_model_is_trained_tuned_and_used(demo_run, text, tmp_path, un
     (folder,) = (demo_run / "eval").glob(f"dev-compacted-prefix_beam5-lm*-{best['lm_weight']:g}*")
     row, meta = report(folder)
     assert row["wer"] == pytest.approx(best["wer"]) and meta["decoder"]["lm"] == str(lm)
+    digest = hashlib.sha256(lm.read_bytes()).hexdigest()
+    assert meta["decoder"]["digests"]["lm"] == table["digests"]["lm"] == digest and digest[:6] in folder.name
+    assert meta["decoder"]["lexicon"] == table["lexicon"] == (str(words) if constrained else "")
+    assert ("lexicon" in folder.name) == ("lexicon" in meta["decoder"]["digests"]) == bool(constrained)
     assert row["decoder"].startswith("prefix_beam5-lm")
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()
+
+
+@needs_flashlight
+def test_evaluation_with_a_lexicon_alone(demo_run, text, tmp_path):  # noqa: F811
+    words = tmp_path / "few.txt"
+    few = sorted(set(text.read_text().split()))[::2]
+    words.write_text("\n".join(few))
+    eval_script.main([str(demo_run), "--split=dev", "--decoder=prefix_beam", f"--lexicon={words}", "--word-score=0.5"])
+    (folder,) = (demo_run / "eval").glob("dev-compacted-prefix_beam10-0.5-lexicon*")
+    said = [line.rpartition(" (")[0].split() for line in (folder / "hyp.trn").read_text().splitlines()]
+    assert any(said) and {word for line in said for word in line} <= set(few)
 
 
 def test_a_runs_own_transcripts(demo_run, tmp_path):  # noqa: F811
@@ -124,7 +146,9 @@ def test_bad_sources(tmp_path):
         with pytest.raises((ValueError, FileNotFoundError), match=error):
             ngram.main([str(source), str(tmp_path / "out.arpa"), *options])
     good = tmp_path / "good.txt"
-    good.write_text("A B\n")
+    good.write_text("\ufeffA B\n", encoding="utf-8")
+    ngram.main([str(good), str(tmp_path / "marked.arpa")])
+    assert read_unigrams(tmp_path / "marked.arpa") == ["A", "B"]
     for options, error in (
         (["--unit=piece"], "give the tokenizer's model: --tokenizer=FILE"),
         (["--tokenizer=x"], "--tokenizer is for --unit=piece"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import hashlib
 import importlib.util
 
 import jax
@@ -186,6 +187,22 @@ def test_an_attention_decoder_has_its_own_options():
     ):
         with pytest.raises(ValueError, match=error):
             DecodingConfig(**options)
+
+
+def test_evaluations_are_named_by_what_is_read_not_where(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.arpa", "b.arpa", "c.arpa")]
+    for path, text in zip(paths, ("one", "two", "one"), strict=True):
+        (tmp_path / path).write_text(text)
+    first, second, third = (DecodingConfig("prefix_beam", lm=path, lm_weight=0.25).label for path in paths)
+    assert first == third != second and first == f"prefix_beam10-lm{hashlib.sha256(b'one').hexdigest()[:6]}-0.25"
+    both = DecodingConfig("prefix_beam", lm=paths[0], word_score=1.5, lexicon=paths[1])
+    one, two = (hashlib.sha256(text).hexdigest() for text in (b"one", b"two"))
+    assert both.label == f"prefix_beam10-lm{one[:6]}-0.5-1.5-lexicon{two[:6]}"
+    assert both.digests == {"lm": one, "lexicon": two}
+    assert DecodingConfig("prefix_beam", lexicon=paths[1], word_score=-1.0).label == (
+        f"prefix_beam10--1-lexicon{two[:6]}"
+    )
+    assert DecodingConfig("prefix_beam").label == "prefix_beam10" and not DecodingConfig("prefix_beam").digests
 
 
 def test_a_model_of_ctc_alone_has_no_attention_decoder(asr):

@@ -67,9 +67,9 @@ def enumerated():
         (0.3, 0.0, None),
         (0.5, 1.5, None),
         (0.9, 0.5, None),
-        (0.0, 0.0, (1.0, 0.0)),
+        (0.0, 4.0, (1.0, 0.0)),
         (0.3, 1.0, (0.5, 2.0)),
-        (0.3, 0.0, (2.0, -1.0)),
+        (0.3, 7.0, (2.0, -1.0)),
     ],
 )
 def test_a_wide_beam_finds_the_best_of_all_transcripts(weight, bonus, language):
