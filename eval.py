@@ -71,7 +71,7 @@ class EvalFlags:
     lm: str = ""
     """ARPA file of words or of the tokenizer's pieces, as ``python -m i3d_jax.cli.ngram`` writes it."""
     lm_weight: float | None = None
-    """Weight of the language model; default: 0.5. ``python -m i3d_jax.cli.tune_lm`` finds a better one."""
+    """Weight of the language model; default: 0.5. ``python -m i3d_jax.cli.tune_decoder`` finds a better one."""
     word_score: float | None = None
     """Added for each word, with a language model, which by itself prefers short texts, or a lexicon; default: 0."""
     lexicon: str = ""

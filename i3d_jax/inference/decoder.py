@@ -11,8 +11,9 @@ joint        the same, rescored by CTC prefixes
 A neural language model is part of these programs (`inference.fusion`).
 """
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -22,7 +23,7 @@ import numpy as np
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.alignment import align, path_log_probs
 from i3d_jax.inference.decoding import BLANK
-from i3d_jax.inference.fusion import Fusion, is_neural, load_fusion
+from i3d_jax.inference.fusion import is_neural, load_fusion
 from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_search
 from i3d_jax.inference.lexicon import Lexicon
 from i3d_jax.inference.ngram import LanguageModel, NGramSearch
@@ -188,17 +189,25 @@ class Decoder:
         self.config = config
         self.timestamps = timestamps
         self._attention = attention
-        self._fusion: Fusion | None = None
+        self._fusion = load_fusion(config.lm, tokenizer) if is_neural(config.lm) else None
+        self._model = LanguageModel(tokenizer, config.lm) if config.lm and not self._fusion else None
+        self._lexicon = Lexicon(tokenizer, config.lexicon) if config.lexicon else None
         self._ngram: NGramSearch | None = None
-        if not config.lm and not config.lexicon:
-            return
-        weights: dict[str, Any] = {"lm_weight": config.lm_weight, "word_score": config.word_score}
-        if is_neural(config.lm):
-            self._fusion = load_fusion(config.lm, tokenizer, **weights)
-            return
-        model = LanguageModel(tokenizer, config.lm) if config.lm else None
-        lexicon = Lexicon(tokenizer, config.lexicon) if config.lexicon else None
-        self._ngram = NGramSearch(model, lexicon=lexicon, **weights, **self._sizes)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        weights: dict[str, Any] = {"lm_weight": self.config.lm_weight, "word_score": self.config.word_score}
+        if self._fusion:
+            self._fusion = self._fusion.weighted(**weights)
+        if self._model or self._lexicon:
+            self._ngram = NGramSearch(self._model, lexicon=self._lexicon, **weights, **self._sizes)
+
+    def reweighted(self, config: DecodingConfig) -> "Decoder":
+        """This decoder with the weights of another configuration, and with the language model that has been read."""
+        other = copy.copy(self)
+        other.config = config
+        other._weigh()
+        return other
 
     @property
     def _sizes(self) -> dict[str, Any]:
@@ -253,8 +262,12 @@ class Decoder:
             return self._ngram(scores)
         if not self.config.joint:
             return prefix_beam_search(*scores, fusion=self._fusion, **self._sizes)
-        decoder = params["decoder"]
-        found = _joint_search(self.config.joint, self._attention, decoder, states, *scores, fusion=self._fusion)
+        # Weights are arguments: others are not another compilation.
+        static = replace(self.config.joint, ctc_weight=0.5 * bool(self.config.joint.ctc_weight), length_bonus=0.0)
+        weights = (np.float32(self.config.joint.ctc_weight), np.float32(self.config.length_bonus))
+        found = _joint_search(
+            static, self._attention, params["decoder"], states, *scores, fusion=self._fusion, weights=weights
+        )
         return NBest(*(each[:, : self.config.n_best] for each in found))
 
 

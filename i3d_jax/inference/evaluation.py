@@ -262,7 +262,7 @@ class RealTimeFactor(NamedTuple):
 
     Attributes:
       total: of all of it.
-      decoder: the part from scores and encoder states to text; None where decoding is inside the program of the encoder.
+      decoder: the part from scores and encoder states to text; None where that is inside the program of the encoder.
     """
 
     total: float

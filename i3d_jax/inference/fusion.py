@@ -1,7 +1,7 @@
 """Shallow fusion with a neural language model of tokens: what it adds to the score of a hypothesis, token by token."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ class Fusion:
     Attributes:
       params: of the language model.
       weight: scalar, of its natural log probabilities.
-      word_score: scalar, added for each word: language models prefer short texts.
+      word_score: scalar, added for each piece that begins a word: language models prefer short texts.
       begins_word: [V] bool, tokens that begin a word.
       model: the language model.
     """
@@ -31,6 +31,10 @@ class Fusion:
     word_score: jax.Array
     begins_word: jax.Array
     model: LanguageModel = field(metadata={"static": True})
+
+    def weighted(self, lm_weight: float, word_score: float) -> "Fusion":
+        """The same language model with other weights."""
+        return replace(self, weight=jnp.float32(lm_weight), word_score=jnp.float32(word_score))
 
     def start(self, rows: tuple[int, ...]) -> Any:
         """State before the first token of ``rows`` hypotheses; leaves are [layers, *rows, ...]."""
@@ -56,14 +60,12 @@ def is_neural(path: str) -> bool:
     return os.path.isdir(path)
 
 
-def load_fusion(path: str, tokenizer: Tokenizer, lm_weight: float, word_score: float = 0.0) -> Fusion:
-    """The neural language model of a run or bundle.
+def load_fusion(path: str, tokenizer: Tokenizer) -> Fusion:
+    """The neural language model of a run or bundle, with a weight of 1.
 
     Args:
       path: folder that `train.py` made of a ``configs/lm_*.py``, or the bundle in it.
       tokenizer: of the recogniser.
-      lm_weight: of its natural log probabilities.
-      word_score: added for each word: with each piece that begins one.
 
     Raises:
       FileNotFoundError: no finished language model there.
@@ -78,8 +80,8 @@ def load_fusion(path: str, tokenizer: Tokenizer, lm_weight: float, word_score: f
     pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
     return Fusion(
         params=jax.device_put(found.params),
-        weight=jnp.float32(lm_weight),
-        word_score=jnp.float32(word_score),
+        weight=jnp.float32(1.0),
+        word_score=jnp.float32(0.0),
         begins_word=jnp.array([piece.startswith(SPACE) for piece in pieces]),
         model=LanguageModel(found.config.model, tokenizer.vocab_size),
     )

@@ -27,6 +27,7 @@ from i3d_jax.inference.decoding import BLANK
 from i3d_jax.inference.fusion import Fusion, chosen
 from i3d_jax.model.decoder import Cache, Decoder
 from i3d_jax.model.encoder import Params
+from i3d_jax.types import Array
 
 _DETECTED_AFTER = 3  # successive lengths whose ended hypotheses are all far behind the best (ESPnet's end_detect)
 
@@ -78,9 +79,9 @@ class Hypotheses(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """``step`` tokens have been chosen; ``score`` [B, K] is -inf for no hypothesis; ``frames`` [B, K] are the fewest that
-    the tokens of a hypothesis take, with the blanks that separate equal ones; ``ended_at`` [B, L + 1] is the best score
-    of those that ended with so many tokens; ``done`` [B].
+    """``step`` tokens have been chosen; ``score`` [B, K] is -inf for no hypothesis; ``frames`` [B, K] are the fewest
+    that its tokens take, with the blanks that separate equal ones; ``ended_at`` [B, L + 1] is the best score of those
+    that ended with so many tokens; ``done`` [B].
     """
 
     step: jax.Array
@@ -111,6 +112,7 @@ def joint_search(
     ctc_logits: jax.Array,
     mask: jax.Array,
     fusion: Fusion | None = None,
+    weights: tuple[Array, Array] | None = None,
 ) -> Hypotheses:
     """Search the best transcripts of a batch; to be jitted with the first two arguments static.
 
@@ -122,13 +124,16 @@ def joint_search(
       ctc_logits: [B, T, V], or log probabilities.
       mask: [B, T] bool, valid frames first; what others hold does not matter. A row without any is an empty transcript.
       fusion: a language model whose scores are added.
+      weights: CTC weight and length bonus instead of those of ``config``, whose CTC weight then only says whether there
+        is one.
 
     Returns:
       The best ``config.beam`` transcripts of each row, of those that ended before it was done; the first one is always
       there. L is `greatest_length` of T.
     """
     rows, frames, vocabulary = ctc_logits.shape
-    beam, eos, weight = config.beam, vocabulary - 1, config.ctc_weight
+    beam, eos = config.beam, vocabulary - 1
+    weight, length_bonus = (config.ctc_weight, config.length_bonus) if weights is None else weights
     limits = greatest_length(frames, config)
     longest = int(limits[-1])
     there = jnp.sum(mask, axis=1)
@@ -143,7 +148,7 @@ def joint_search(
         score=minus.at[:, 0].set(0.0),
         frames=jnp.zeros((rows, beam), jnp.int32),
         prefix_score=jnp.zeros((rows, beam)),
-        prefixes=empty(log_p, beam) if weight else None,
+        prefixes=empty(log_p, beam) if config.ctc_weight else None,
         cache=decoder.start(params, states, mask, beam, longest + 1),
         language=fusion.start((rows, beam)) if fusion else None,
         ended=Hypotheses(jnp.zeros((rows, beam, longest), jnp.int32), jnp.zeros((rows, beam), jnp.int32), minus),
@@ -158,10 +163,10 @@ def joint_search(
         return frames + 1 + (tokens == last)  # the start, of the first token, is no token
 
     def propose(search: _Search) -> tuple[Cache, Any, jax.Array, jax.Array, jax.Array]:
-        """Cache, state of the language model, tokens [B, K, P], scores of the hypotheses with them, their CTC scores."""
+        """Cache, state of the language model, tokens [B, K, P], scores of hypotheses with them, their CTC scores."""
         logits, cache = decoder.step(params, search.cache, search.last, search.step)
         fits = (search.step < limit)[:, None, None] & (taken(search, token) <= there[:, None, None])
-        own, language = (1 - weight) * jax.nn.log_softmax(logits) + config.length_bonus, None
+        own, language = (1 - weight) * jax.nn.log_softmax(logits) + length_bonus, None
         if fusion:
             language, added = fusion.step(search.language, search.last)
             own += added
@@ -189,7 +194,7 @@ def joint_search(
         sequences = sequences.at[:, :, search.step].set(last, mode="drop")
         running = jnp.where(ends, -jnp.inf, chosen_score)
         # No score rises but by the bonuses: what cannot overtake the best now never will.
-        bonus = config.length_bonus + (jnp.maximum(fusion.word_score, 0.0) if fusion else 0.0)
+        bonus = length_bonus + (jnp.maximum(fusion.word_score, 0.0) if fusion else 0.0)
         hope = jnp.max(running, axis=1) + jnp.maximum(bonus, 0.0) * (limit - search.step)
         done = search.done | (hope <= ended.scores[:, 0]) | _detected(config, ended_at, ended.scores[:, 0], search.step)
         # A row that is done must not change while others go on.

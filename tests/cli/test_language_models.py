@@ -4,12 +4,11 @@ import hashlib
 import importlib.util
 import json
 
-import numpy as np
 import pytest
 
 import eval as eval_script
-from i3d_jax.cli import ngram, tune_lm
-from i3d_jax.cli.tune_lm import TunedPoint, best_point
+from i3d_jax.cli import ngram, tune_decoder
+from i3d_jax.cli.tune_decoder import TunedPoint, TuneFlags, best_point, weights_to_try
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.data.demo_corpus import sentences
 from i3d_jax.data.ngram_training import read_unigrams
@@ -92,21 +91,23 @@ def test_a_language_model_is_trained_tuned_and_used(demo_run, text, tmp_path, un
     assert lexicon == sorted(set(text.read_text().split()))
     assert "n-grams of orders 1 to 3" in capsys.readouterr().out
     constrained = [f"--lexicon={words}"] if unit == "word" else []
-    tune_lm.main([str(demo_run), f"--lm={lm}", "--beam=5", "--lm-weights=0,0.5", *constrained])
+    tune_decoder.main([str(demo_run), f"--lm={lm}", "--beam=5", "--lm-weights=0,0.5", *constrained])
     printed = capsys.readouterr().out
-    table = json.loads((demo_run / "eval" / "lm-dev.json").read_text())
-    assert len(table["rows"]) == 6 and table["beam"] == 5
+    digest = hashlib.sha256(lm.read_bytes()).hexdigest()
+    (tuned,) = (demo_run / "eval").glob(f"tuned-prefix_beam5-lm{digest[:6]}*.json")
+    table = json.loads(tuned.read_text())
+    assert len(table["rows"]) == 6 and table["decoder"]["beam"] == 5
     plain, best = table["rows"][0], table["best"]
     assert best in table["rows"] and best["wer"] <= min(row["wer"] for row in table["rows"]) <= plain["wer"]
     options = printed.strip().splitlines()[-1].partition("--decoder")[2]
-    assert f"--beam=5 --lm={lm} --lm-weight={best['lm_weight']:g}" in options
+    assert f"--beam=5 --lm={lm}" in options and f"--lm-weight={best['weights']['lm_weight']:g}" in options
     eval_script.main([str(demo_run), "--split=dev", *f"--decoder{options}".split()])
-    (folder,) = (demo_run / "eval").glob(f"dev-compacted-prefix_beam5-lm*-{best['lm_weight']:g}*")
+    (folder,) = (demo_run / "eval").glob(f"dev-compacted-prefix_beam5-lm*-{best['weights']['lm_weight']:g}*")
     row, meta = report(folder)
     assert row["wer"] == pytest.approx(best["wer"]) and meta["decoder"]["lm"] == str(lm)
-    digest = hashlib.sha256(lm.read_bytes()).hexdigest()
-    assert meta["decoder"]["digests"]["lm"] == table["digests"]["lm"] == digest and digest[:6] in folder.name
-    assert meta["decoder"]["lexicon"] == table["lexicon"] == (str(words) if constrained else "")
+    assert meta["decoder"]["digests"] == table["decoder"]["digests"] and digest[:6] in folder.name
+    assert meta["decoder"]["digests"]["lm"] == digest
+    assert meta["decoder"]["lexicon"] == table["decoder"]["lexicon"] == (str(words) if constrained else "")
     assert ("lexicon" in folder.name) == ("lexicon" in meta["decoder"]["digests"]) == bool(constrained)
     assert row["decoder"].startswith("prefix_beam5-lm")
     for path in folder.iterdir():
@@ -160,6 +161,21 @@ def test_bad_sources(tmp_path):
 
 
 def test_ties_go_to_the_smallest_weights():
-    wers = np.array([10.0, 9.0, 9.0, 9.0])
-    points = [TunedPoint(w, s, wer, 5.0) for w, s, wer in zip((0.0, 0.8, 0.4, 0.4), (0, 0, -1, 0), wers, strict=True)]
-    assert best_point(points) == TunedPoint(0.4, 0, 9.0, 5.0)
+    tried = [(0.0, 0.0, 10.0), (0.8, 0.0, 9.0), (0.4, -1.0, 9.0), (0.4, 0.0, 9.0)]
+    points = [TunedPoint({"lm_weight": w, "word_score": s}, wer, 5.0) for w, s, wer in tried]
+    assert best_point(points) is points[3]
+
+
+def test_a_decoder_is_tuned_in_the_weights_that_it_has():
+    joint, attention = DecodingConfig("joint"), DecodingConfig("attention")
+    grid = weights_to_try(joint, TuneFlags("run", ctc_weights=(0.2, 0.4), length_bonuses=(0.0, 1.0)))
+    assert grid[1] == {"ctc_weight": 0.2, "length_bonus": 1.0} and len(grid) == 4
+    assert weights_to_try(attention, TuneFlags("run", length_bonuses=(2.0,))) == [{"length_bonus": 2.0}]
+    for config, flags, error in (
+        (attention, TuneFlags("run", ctc_weights=(0.2,)), "--ctc-weights: this decoder has no ctc weight to weigh"),
+        (joint, TuneFlags("run", lm_weights=(0.2,)), "--lm-weights: this decoder has no lm weight"),
+        (DecodingConfig("prefix_beam"), TuneFlags("run"), "no weights to try; give --lm"),
+        (joint, TuneFlags("run", ctc_weights=()), "no weights to try"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            weights_to_try(config, flags)
