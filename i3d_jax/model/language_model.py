@@ -157,7 +157,8 @@ class LanguageModel:
             after, hidden = _advance(cell, tuple(before), x)
             return hidden, State(*after)
 
-        x, state = jax.lax.scan(layer, self._ends.apply(ends, tokens), (params["layers"], state))
+        x: jax.Array = self._ends.apply(ends, tokens)  # type: ignore[assignment]
+        x, state = jax.lax.scan(layer, x, (params["layers"], state))
         return self._ends.apply(ends, x, method="logits"), state  # type: ignore[return-value]
 
 
