@@ -17,6 +17,7 @@ from i3d_jax.audio.frontend import SAMPLE_RATE, FrontendConfig, GlobalStats
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference import bundle_files
 from i3d_jax.inference.bundle_files import RECOGNIZER
+from i3d_jax.manifest import Damaged
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import Params
 
@@ -115,6 +116,8 @@ def load_bundle(path: str | epath.PathLike) -> Bundle:
     if config.sample_rate != SAMPLE_RATE:
         raise ValueError(f"{folder}/recognizer.json: sample_rate={config.sample_rate}: expected {SAMPLE_RATE}")
     model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
-    params = arrays.get("params", {})
+    params, stats = arrays.get("params", {}), arrays.get("stats")
+    if stats is not None and set(stats) != set(GlobalStats._fields):
+        raise Damaged(f"{folder}/params.npz: stats of {sorted(stats)}, expected {sorted(GlobalStats._fields)}")
     bundle_files.check_shapes(folder, RECOGNIZER, params, jax.eval_shape(model.init, jax.random.key(0)), tokenizer)
-    return Bundle(config, params, tokenizer, GlobalStats(**arrays["stats"]) if "stats" in arrays else None)
+    return Bundle(config, params, tokenizer, None if stats is None else GlobalStats(**stats))
