@@ -1,8 +1,8 @@
 """Experiment configurations: loaded from a Python file, overridden by options, saved as JSON.
 
-An experiment file is Python and defines ``get_config()``, which returns an `ExperimentConfig`, composed here, for a
-recogniser, or a `LanguageModelExperiment`: what it returns says of which kind the run is. The options of the command
-line change single fields of it, and the resolved result is saved in the run, where ``eval.py`` reads it back.
+An experiment file is Python and defines ``get_config()``, which returns an `ExperimentConfig` for a recogniser or a
+`LanguageModelExperiment`: what it returns says of which kind the run is. The options of the command line change single
+fields of it, and the resolved result is saved in the run, where ``eval.py`` reads it back.
 
 Paths of experiment files, on the command line and in ``warm_start.config``, are looked up relative to (1) the current
 directory and (2) the project's root; a ``warm_start.config`` also relative to (3) the folder of the experiment file
@@ -19,7 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, overload
 
@@ -27,55 +27,16 @@ import tyro
 from etils import epath
 
 from i3d_jax import files, hosts, schema
-from i3d_jax.audio.augment import AugmentConfig
-from i3d_jax.audio.frontend import FrontendConfig
-from i3d_jax.data.batching import BatchingConfig
-from i3d_jax.data.corpora import DataConfig
-from i3d_jax.data.tokenizer import TokenizerConfig
-from i3d_jax.inference.evaluation import EvaluationConfig
 from i3d_jax.language_model_experiment import LanguageModelExperiment
-from i3d_jax.model.asr import ModelConfig
+from i3d_jax.recognizer_experiment import ExperimentConfig
 from i3d_jax.schema import to_dict
-from i3d_jax.training.family import FamilyConfig
-from i3d_jax.training.loop import TrainingConfig, TrainingDiverged
-from i3d_jax.training.losses import LossConfig
-from i3d_jax.training.optimizer import OptimizerConfig
+from i3d_jax.training.loop import TrainingDiverged
 from i3d_jax.training.preemption import RESUMABLE, Preempted
-from i3d_jax.training.sharding import ParallelConfig
-from i3d_jax.training.warm_start import WarmStartConfig
 from i3d_jax.validation import validate_config
 
 FlagsT = TypeVar("FlagsT")
 
 _ROOTS = (Path(), Path(__file__).resolve().parents[1])
-
-
-@dataclass(frozen=True)
-class ExperimentConfig:
-    """Everything that defines a run."""
-
-    name: str = "experiment"
-    """Name of the model in tables; the default run directory is ``runs/<name>``."""
-    seed: int = 0
-    """Seed of parameters, data order, augmentation, dropout and Gumbel noise."""
-    data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    batching: BatchingConfig = field(default_factory=BatchingConfig)
-    frontend: FrontendConfig = field(default_factory=FrontendConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    family: FamilyConfig = field(default_factory=FamilyConfig)
-
-    @property
-    def data_seed(self) -> int:
-        """Seed of the order, speeds and augmentation of the data."""
-        return self.seed if self.batching.seed == -1 else self.batching.seed
 
 
 Experiment = ExperimentConfig | LanguageModelExperiment

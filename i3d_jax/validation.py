@@ -5,14 +5,12 @@ The ranges are those of all kinds of configurations; a kind has some of the keys
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from i3d_jax import schema
 from i3d_jax.audio.frontend import SAMPLE_RATE
 from i3d_jax.language_model_experiment import LanguageModelExperiment
-
-if TYPE_CHECKING:
-    from i3d_jax.experiment import ExperimentConfig
+from i3d_jax.recognizer_experiment import ExperimentConfig
 
 _AT_LEAST_ONE = (
     "data.demo.train_utterances",
@@ -97,7 +95,7 @@ RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 )
 
 
-def validate_config(config: "ExperimentConfig | LanguageModelExperiment") -> None:
+def validate_config(config: ExperimentConfig | LanguageModelExperiment) -> None:
     """Checks the type and the range of every field, and that the fields agree with each other.
 
     Raises:
@@ -134,7 +132,7 @@ def _ranges(flat: dict[str, Any]) -> Iterator[str]:
         yield f"name={name!r}: expected a word that can name a folder, without slashes or blanks"
 
 
-def _agreement(config: "ExperimentConfig") -> Iterator[str]:
+def _agreement(config: ExperimentConfig) -> Iterator[str]:
     data, encoder = config.data, config.model.encoder
     if data.sample_rate != SAMPLE_RATE:
         yield (
@@ -207,7 +205,7 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
     yield from _family(config)
 
 
-def _training(config: "ExperimentConfig | LanguageModelExperiment") -> Iterator[str]:
+def _training(config: ExperimentConfig | LanguageModelExperiment) -> Iterator[str]:
     kept, saved = config.training.keep_every_steps, config.training.checkpoint_every_steps
     if saved >= 1 and kept % saved:
         yield f"training.keep_every_steps={kept}: expected a multiple of training.checkpoint_every_steps={saved}, or 0"
@@ -230,7 +228,7 @@ def _of_language_model(config: LanguageModelExperiment) -> Iterator[str]:
         )
 
 
-def _decoder(config: "ExperimentConfig") -> Iterator[str]:
+def _decoder(config: ExperimentConfig) -> Iterator[str]:
     decoder, weight, width = config.model.decoder, config.loss.ctc_weight, config.model.encoder.d_model
     if not decoder.num_layers:
         if weight != 1:
@@ -255,7 +253,7 @@ def _decoder(config: "ExperimentConfig") -> Iterator[str]:
         yield "warm_start.new_decoder=True: expected a warm start, warm_start.run or warm_start.config"
 
 
-def _family(config: "ExperimentConfig") -> Iterator[str]:
+def _family(config: ExperimentConfig) -> Iterator[str]:
     family, lambdas = config.family, config.family.lambdas
     if len(set(lambdas)) < len(lambdas) or not all(0 <= weight < math.inf for weight in lambdas):
         yield f"family.lambdas={lambdas}: expected different numbers, 0 or more"

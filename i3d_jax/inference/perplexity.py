@@ -35,15 +35,16 @@ class Perplexity(NamedTuple):
     @property
     def token(self) -> float:
         """Perplexity per token."""
-        return _exponential(self.nats / (self.tokens + self.sentences))
+        return exponential(self.nats / (self.tokens + self.sentences))
 
     @property
     def word(self) -> float:
         """Perplexity per word, with which models of other pieces can be compared."""
-        return _exponential(self.nats / (self.words + self.sentences))
+        return exponential(self.nats / (self.words + self.sentences))
 
 
-def _exponential(nats: float) -> float:
+def exponential(nats: float) -> float:
+    """Perplexity of so many nats, at most e^700."""
     return math.exp(min(nats, 700.0))
 
 

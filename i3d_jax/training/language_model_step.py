@@ -1,6 +1,5 @@
 """The training step of a language model: cross entropy of every next token, the end of the sentence included."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from i3d_jax.data.epoch_plan import PlannedBatch
-from i3d_jax.inference.perplexity import sentence_nats
+from i3d_jax.inference.perplexity import exponential, sentence_nats
 from i3d_jax.model.language_model import LanguageModel
 from i3d_jax.training.meter import StepMeter
 from i3d_jax.training.step import StepMetrics, TrainStep, guarded_step
@@ -69,7 +68,7 @@ class TokenMeter(StepMeter):
         loss = float(self._totals.loss) / max(float(self._totals.tokens), 1.0)
         return {
             "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
+            "perplexity": exponential(loss),
             "tokens_per_second": self._tokens / self._seconds,
             **super().summary(),
         }
