@@ -1,4 +1,4 @@
-"""Train a model, evaluate it, and report: ``python train.py --config=configs/demo.py``.
+"""Train a recogniser or a language model, evaluate it, and report: ``python train.py --config=configs/demo.py``.
 
 Run again with the same settings to resume; every field of the configuration can be set, ``--seed=1
 --optimizer.learning-rate=1e-3``; ``--help`` explains them. ``--family.seeds=3 --family.lambdas=1.0,2.0`` trains six
@@ -12,11 +12,12 @@ from etils import epath
 from i3d_jax import hosts
 from i3d_jax.allocator import keep_freed_memory_on_cpu
 from i3d_jax.compilation_cache import keep_programs
-from i3d_jax.experiment import ExperimentConfig, load_saved_config, parse_command_line, run_program
+from i3d_jax.experiment import ExperimentConfig, load_saved_config, parse_experiment, run_program
 from i3d_jax.family import format_family, members
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.recognizer import Recognizer, load
 from i3d_jax.inference.report import Report, format_table, report_meta, write_report
+from i3d_jax.language_model_runner import format_language_model, train_language_model
 from i3d_jax.progress import log
 from i3d_jax.runner import find_dense_run, train, train_family
 from i3d_jax.split_evaluation import evaluate_run, load_split, spread
@@ -30,7 +31,7 @@ class TrainFlags:
     workdir: str = ""
     """Run directory; empty means ``runs/<name>``."""
     test: bool = True
-    """Evaluate on the test split at the end, besides dev."""
+    """Evaluate on the test split at the end, besides dev; of a language model nothing is tested."""
     accept_changes: bool = False
     """Resume a run with other settings than it began with; they are named. Without, that is an error."""
     profile_steps: str = ""
@@ -39,12 +40,16 @@ class TrainFlags:
 
 def main(argv: list[str]) -> None:
     """Train, evaluate, report."""
-    flags, config = parse_command_line(argv, TrainFlags, description=__doc__ or "")
+    flags, config = parse_experiment(argv, TrainFlags, description=__doc__ or "")
     profile = parse_steps(flags.profile_steps)
     keep_freed_memory_on_cpu()
     hosts.start(config.parallel.coordinator, config.parallel.lost_after_seconds)
     keep_programs()
     workdir = epath.Path(flags.workdir or f"runs/{config.name}").expanduser()
+    if not isinstance(config, ExperimentConfig):
+        train_language_model(config, workdir, flags.accept_changes, profile)
+        log(f"\n{format_language_model(workdir)}\n\nwritten: {workdir}/report.json, {workdir}/model")
+        return
     if flags.test:
         with hosts.first_alone("test"):
             load_split(config, "test")  # what is wrong with it is told now, not after the training

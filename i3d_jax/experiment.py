@@ -1,7 +1,8 @@
-"""Experiment configuration: composed here, loaded from a Python file, overridden by options, saved as JSON.
+"""Experiment configurations: loaded from a Python file, overridden by options, saved as JSON.
 
-An experiment file is Python and defines ``get_config() -> ExperimentConfig``; the options of the command line change
-single fields of it, and the resolved result is saved in the run, where ``eval.py`` reads it back.
+An experiment file is Python and defines ``get_config()``, which returns an `ExperimentConfig` for a recogniser or a
+`LanguageModelExperiment`: what it returns says of which kind the run is. The options of the command line change single
+fields of it, and the resolved result is saved in the run, where ``eval.py`` reads it back.
 
 Paths of experiment files, on the command line and in ``warm_start.config``, are looked up relative to (1) the current
 directory and (2) the project's root; a ``warm_start.config`` also relative to (3) the folder of the experiment file
@@ -11,35 +12,26 @@ that names it and (4) the folder above that.
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, overload
 
 import tyro
 from etils import epath
 
 from i3d_jax import files, hosts, schema
-from i3d_jax.audio.augment import AugmentConfig
-from i3d_jax.audio.frontend import FrontendConfig
-from i3d_jax.data.batching import BatchingConfig
-from i3d_jax.data.corpora import DataConfig
-from i3d_jax.data.tokenizer import TokenizerConfig
-from i3d_jax.inference.evaluation import EvaluationConfig
-from i3d_jax.model.asr import ModelConfig
+from i3d_jax.language_model_experiment import LanguageModelExperiment
+from i3d_jax.recognizer_experiment import ExperimentConfig
 from i3d_jax.schema import to_dict
-from i3d_jax.training.family import FamilyConfig
-from i3d_jax.training.loop import TrainingConfig, TrainingDiverged
-from i3d_jax.training.losses import LossConfig
-from i3d_jax.training.optimizer import OptimizerConfig
+from i3d_jax.training.loop import TrainingDiverged
 from i3d_jax.training.preemption import RESUMABLE, Preempted
-from i3d_jax.training.sharding import ParallelConfig
-from i3d_jax.training.warm_start import WarmStartConfig
 from i3d_jax.validation import validate_config
 
 FlagsT = TypeVar("FlagsT")
@@ -47,65 +39,61 @@ FlagsT = TypeVar("FlagsT")
 _ROOTS = (Path(), Path(__file__).resolve().parents[1])
 
 
-@dataclass(frozen=True)
-class ExperimentConfig:
-    """Everything that defines a run."""
-
-    name: str = "experiment"
-    """Name of the model in tables; the default run directory is ``runs/<name>``."""
-    seed: int = 0
-    """Seed of parameters, data order, augmentation, dropout and Gumbel noise."""
-    data: DataConfig = field(default_factory=DataConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    batching: BatchingConfig = field(default_factory=BatchingConfig)
-    frontend: FrontendConfig = field(default_factory=FrontendConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    family: FamilyConfig = field(default_factory=FamilyConfig)
-
-    @property
-    def data_seed(self) -> int:
-        """Seed of the order, speeds and augmentation of the data."""
-        return self.seed if self.batching.seed == -1 else self.batching.seed
+Experiment = ExperimentConfig | LanguageModelExperiment
+ExperimentT = TypeVar("ExperimentT", ExperimentConfig, LanguageModelExperiment)
+KINDS: dict[type[Experiment], str] = {ExperimentConfig: "a recogniser", LanguageModelExperiment: "a language model"}
+"""Kinds of experiments, and what they train."""
 
 
 # -- Saved configurations ---------------------------------------------------------------------------------------------
 
 
-def from_dict(data: Any) -> ExperimentConfig:
+def kind_of(data: Any) -> type[Experiment] | None:
+    """The kind of a saved configuration by its keys; None if they are those of no kind, or of several."""
+    fitting = [kind for kind in KINDS if isinstance(data, dict) and data.keys() <= {f.name for f in fields(kind)}]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+@overload
+def from_dict(data: Any) -> ExperimentConfig: ...
+@overload
+def from_dict(data: Any, kind: type[ExperimentT]) -> ExperimentT: ...
+def from_dict(data: Any, kind: type[Any] = ExperimentConfig) -> Any:
     """The inverse of `to_dict`: strict and validated. Keys that are missing take their defaults.
 
     Raises:
-      ValueError: an unknown key, a value of another type or out of range; the message names the dotted key.
+      ValueError: it is of another kind, an unknown key, a value of another type or out of range; the message names the
+        dotted key.
     """
-    config = schema.from_dict(ExperimentConfig, data)
+    found = kind_of(data)
+    if found not in (None, kind):
+        raise ValueError(f"a configuration of {KINDS[found]}, expected one of {KINDS[kind]}; give another folder")
+    config = schema.from_dict(kind, data)
     validate_config(config)
     return config
 
 
-def save_config(config: ExperimentConfig, path: epath.PathLike) -> None:
+def save_config(config: Experiment, path: epath.PathLike) -> None:
     """Writes the resolved configuration as JSON, atomically."""
     files.write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
-def load_saved_config(path: epath.PathLike) -> ExperimentConfig:
+@overload
+def load_saved_config(path: epath.PathLike) -> ExperimentConfig: ...
+@overload
+def load_saved_config(path: epath.PathLike, kind: type[ExperimentT]) -> ExperimentT: ...
+def load_saved_config(path: epath.PathLike, kind: type[Any] = ExperimentConfig) -> Any:
     """Reads what `save_config` wrote.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: not JSON, an unknown key, or a value of another type or out of range.
+      ValueError: not JSON, of another kind, an unknown key, or a value of another type or out of range.
     """
     path = epath.Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no saved configuration at {path}: expected the config.json of a run")
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text()), kind)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -143,8 +131,12 @@ def find_config(path: str | os.PathLike[str], beside: Path | None = None) -> Pat
     raise FileNotFoundError(f"no experiment file {path}; {remedy}")
 
 
-def load_config(path: str | os.PathLike[str]) -> ExperimentConfig:
-    """Runs an experiment file and returns its validated configuration.
+@overload
+def load_config(path: str | os.PathLike[str]) -> ExperimentConfig: ...
+@overload
+def load_config(path: str | os.PathLike[str], kind: type[ExperimentT]) -> ExperimentT: ...
+def load_config(path: str | os.PathLike[str], kind: type[Any] = ExperimentConfig) -> Any:
+    """Runs an experiment file of a known kind and returns its validated configuration.
 
     A ``warm_start.config`` that is found only beside the experiment file is replaced by its absolute path.
 
@@ -152,6 +144,15 @@ def load_config(path: str | os.PathLike[str]) -> ExperimentConfig:
       FileNotFoundError: no such file; the message names the nearest existing one.
       ValueError: no ``get_config()``, another return type, or an invalid configuration.
     """
+    return _load(path, (kind,))
+
+
+def load_experiment(path: str | os.PathLike[str]) -> Experiment:
+    """As `load_config`, of any kind."""
+    return _load(path, tuple(KINDS))
+
+
+def _load(path: str | os.PathLike[str], kinds: tuple[type[Experiment], ...]) -> Experiment:
     file = find_config(path)
     # Not put into sys.modules: files of the same name in different folders stay apart.
     spec = importlib.util.spec_from_file_location(f"i3d_jax_config_{file.stem}", file)
@@ -161,13 +162,13 @@ def load_config(path: str | os.PathLike[str]) -> ExperimentConfig:
     _call(file, spec.loader.exec_module, module)
     get_config = getattr(module, "get_config", None)
     if not callable(get_config):
-        raise ValueError(f"{file} defines no get_config(): expected a function that returns an ExperimentConfig")
+        raise ValueError(f"{file} defines no get_config(): expected a function that returns {_names(kinds)}")
     config = _call(file, get_config)
     try:
-        if not isinstance(config, ExperimentConfig):
-            raise ValueError(f"get_config() returned {type(config).__name__}, expected an ExperimentConfig")
+        if not isinstance(config, kinds):
+            raise ValueError(f"get_config() returned {type(config).__name__}, expected {_names(kinds)}")
         validate_config(config)
-        return _resolve_warm_start(config, file.resolve().parent)
+        return _resolve(config, file.resolve().parent)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 
@@ -188,8 +189,13 @@ def _call(file: Path, function: Callable[..., Any], *arguments: Any) -> Any:
         raise ValueError(f"{file}, line {line}: {type(error).__name__}: {text}; mend the experiment file") from error
 
 
-def _resolve_warm_start(config: ExperimentConfig, beside: Path | None = None) -> ExperimentConfig:
-    if not config.warm_start.config:
+def _names(kinds: tuple[type[Experiment], ...]) -> str:
+    return " or ".join(f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}" for kind in kinds)
+
+
+def _resolve(config: Experiment, beside: Path | None = None) -> Experiment:
+    """With other experiment files found."""
+    if not isinstance(config, ExperimentConfig) or not config.warm_start.config:
         return config
     try:
         found = find_config(config.warm_start.config, beside)
@@ -227,13 +233,21 @@ def parse_flags(argv: Sequence[str], flags: type[FlagsT], description: str, prog
 def parse_command_line(
     argv: Sequence[str], flags: type[FlagsT], description: str, prog: str | None = None
 ) -> tuple[FlagsT, ExperimentConfig]:
+    """As `parse_experiment`, of a recogniser."""
+    return _parse(argv, flags, description, prog, (ExperimentConfig,))
+
+
+def parse_experiment(
+    argv: Sequence[str], flags: type[FlagsT], description: str, prog: str | None = None
+) -> tuple[FlagsT, Experiment]:
     """Parses ``--config=FILE``, the program's own flags and dotted overrides: ``--optimizer.learning-rate=1e-3``.
 
-    Overrides apply to the configuration of the file, and ``--help`` shows its values as the defaults.
+    Overrides apply to the configuration of the file, whose kind says what can be set, and ``--help`` shows its values
+    as the defaults.
 
     Args:
       argv: arguments without the program's name.
-      flags: frozen dataclass of the program's own flags, none of them named like a field of `ExperimentConfig`.
+      flags: frozen dataclass of the program's own flags, none of them named like a field of an experiment.
       description: first lines of ``--help``.
       prog: name of the program in messages; by default that of the running script.
 
@@ -243,38 +257,57 @@ def parse_command_line(
     Raises:
       SystemExit: 0 after ``--help``; 2 after one message on standard error.
     """
+    return _parse(argv, flags, description, prog, tuple(KINDS))
+
+
+def _parse(
+    argv: Sequence[str],
+    flags: type[FlagsT],
+    description: str,
+    prog: str | None,
+    kinds: tuple[type[Experiment], ...],
+) -> tuple[FlagsT, Any]:
     prog = prog or Path(sys.argv[0]).name
-    keys = {"config": str} | schema.leaves(flags) | schema.leaves(ExperimentConfig)
     try:
+        file = _config_file(argv)
+        base = _load(file, kinds) if file else kinds[0]()
+        keys = {"config": str} | schema.leaves(flags) | schema.leaves(type(base))
         arguments = schema.normalize_arguments(argv, keys)
-        file = [argument.partition("=")[2] for argument in arguments if argument.startswith("--config=")]
         asks_help = bool({"-h", "--help"} & set(arguments))
         if file:
-            base = load_config(file[-1])
-            note = f"Defaults are those of {file[-1]}."
+            note = f"Defaults are those of {file}."
         elif asks_help:
-            base = ExperimentConfig()
             note = "--config is required: give it beside --help to see the values of that experiment as defaults."
         else:
             raise ValueError(f"--config=FILE is required; there are: {_experiment_files()}")
     except (ValueError, FileNotFoundError) as error:
         _exit(prog, error)
-    fields = [
+    options = [
         ("config_file", Annotated[str, tyro.conf.arg(name="config", help="Experiment file with get_config().")]),
         ("flags", Annotated[flags, tyro.conf.arg(name="")]),
-        ("experiment", Annotated[ExperimentConfig, tyro.conf.arg(name="")]),
+        ("experiment", Annotated[type(base), tyro.conf.arg(name="")]),
     ]
-    command_line = dataclasses.make_dataclass("CommandLine", fields, frozen=True)
-    defaults = command_line(file[-1] if file else "FILE", flags(), base)
+    command_line = dataclasses.make_dataclass("CommandLine", options, frozen=True)
+    defaults = command_line(file or "FILE", flags(), base)
     parsed: Any = tyro.cli(
         command_line, default=defaults, args=arguments, prog=prog, description=f"{description.strip()}\n\n{note}"
     )
-    config: ExperimentConfig = parsed.experiment
+    config: Experiment = parsed.experiment
     try:
         validate_config(config)
-        return parsed.flags, _resolve_warm_start(config)
+        return parsed.flags, _resolve(config)
     except (ValueError, FileNotFoundError) as error:
         _exit(prog, error)
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """What ``--config`` names last; empty without one. It says which other options there are."""
+    file = ""
+    for argument, after in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        key, has_value, value = argument.partition("=")
+        if key == "--config" and (has_value or not after.startswith("-")):
+            file = value if has_value else after
+    return file
 
 
 def run_program(main: Callable[[list[str]], None]) -> None:

@@ -9,8 +9,9 @@ from etils import epath
 
 from i3d_jax import files, hosts
 from i3d_jax.data.tokenizer import Tokenizer
-from i3d_jax.experiment import ExperimentConfig, load_saved_config, save_config, to_dict
+from i3d_jax.experiment import Experiment, ExperimentConfig, load_saved_config, save_config, to_dict
 from i3d_jax.family import members
+from i3d_jax.inference.bundle_files import holds
 from i3d_jax.progress import log
 from i3d_jax.training.loop import TrainingDiverged
 from i3d_jax.training.recovery import steps_in
@@ -19,7 +20,7 @@ from i3d_jax.validation import flatten
 
 def is_finished(workdir: epath.Path) -> bool:
     """Whether the run holds a final model."""
-    return (workdir / "model" / "recognizer.json").exists()
+    return holds(workdir / "model") is not None
 
 
 def family_of(workdir: epath.Path) -> epath.Path | None:
@@ -38,7 +39,7 @@ def family_of(workdir: epath.Path) -> epath.Path | None:
 _NEVER_CHANGED = "training.best_by"
 
 
-def claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -> None:
+def claim(config: Experiment, workdir: epath.Path, accept_changes: bool) -> None:
     """Compares the configuration with that of the run in the folder, and writes it there.
 
     Settings that were accepted are written (`save_inputs`) when everything else was found to fit them.
@@ -54,9 +55,9 @@ def claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -
     saved = workdir / "config.json"
     tokenizer_path = workdir / "tokenizer.model"  # written once the data was found good: until then settings may change
     begun = tokenizer_path.exists() or steps_in(workdir / "checkpoints")
-    if saved.exists() and begun and (different := _differences(theirs := load_saved_config(saved), config)):
-        folders = [member.folder for member in members(config, workdir)]
-        others = folders != [member.folder for member in members(theirs, workdir)]
+    if saved.exists() and begun and (different := _differences(theirs := _saved(saved, config), config)):
+        folders = run_folders(config, workdir)
+        others = folders != run_folders(theirs, workdir)
         finished = any(map(is_finished, folders))
         if finished or others or _NEVER_CHANGED in different:
             changed = "members of the family" if others else _NEVER_CHANGED
@@ -75,6 +76,18 @@ def claim(config: ExperimentConfig, workdir: epath.Path, accept_changes: bool) -
         save_config(config, saved)
 
 
+def run_folders(config: Experiment, workdir: epath.Path) -> list[epath.Path]:
+    """Folders of the models that a training makes: those of the members of a family, or its own."""
+    return [member.folder for member in members(config, workdir)] if isinstance(config, ExperimentConfig) else [workdir]
+
+
+def _saved(path: epath.Path, wanted: Experiment) -> Experiment:
+    """The configuration of a run of the same kind."""
+    if isinstance(wanted, ExperimentConfig):
+        return load_saved_config(path)
+    return load_saved_config(path, type(wanted))
+
+
 # What changes how fast a run is made and what is kept of it, not what is made: a run may be resumed with others.
 _FREE = (
     "batching.num_threads",
@@ -89,7 +102,7 @@ _FREE = (
 )
 
 
-def _differences(saved: ExperimentConfig, wanted: ExperimentConfig) -> str:
+def _differences(saved: Experiment, wanted: Experiment) -> str:
     theirs, ours = flatten(to_dict(saved)), flatten(to_dict(wanted))
     different = sorted(key for key in ours if theirs[key] != ours[key] and not key.startswith(_FREE))
     return ", ".join(f"{key} is {theirs[key]!r} there, {ours[key]!r} wanted" for key in different)
@@ -133,7 +146,7 @@ def bad_utterances_kept(workdir: epath.Path) -> Iterator[None]:
         raise
 
 
-def save_inputs(config: ExperimentConfig, workdir: epath.Path, tokenizer: Tokenizer) -> None:
+def save_inputs(config: Experiment, workdir: epath.Path, tokenizer: Tokenizer) -> None:
     """Writes tokenizer and configuration into a run that was found good to begin or go on."""
     tokenizer.save(workdir / "tokenizer.model")
     save_config(config, workdir / "config.json")

@@ -260,7 +260,7 @@ def _fit(
             opened.enter_context(TracedStep(compiled, start, profile, workdir / "profile", say)),
             batches,
             planner=data.planner,
-            corpus=data.train,
+            name_of=lambda index: data.train.utterances[index].id,
             config=config.training,
             schedule=learning_rate_schedule(config.optimizer, total_steps),
             checkpoints=checkpoints,

@@ -16,9 +16,11 @@ import jax
 from etils import epath
 
 from i3d_jax.data.tokenizer import Tokenizer
-from i3d_jax.experiment import from_dict
+from i3d_jax.experiment import from_dict, kind_of
 from i3d_jax.family import members
+from i3d_jax.inference.bundle_files import LANGUAGE_MODEL, holds
 from i3d_jax.inference.execution import EXECUTIONS
+from i3d_jax.language_model_experiment import LanguageModelExperiment
 from i3d_jax.model.asr import ASRModel
 from i3d_jax.schema import to_dict
 from i3d_jax.validation import flatten
@@ -48,7 +50,8 @@ class RunSummary:
     Attributes:
       path: the folder, as given.
       state: ``finished``, ``running?``, ``interrupted at step x of about y``, ``no steps yet``, ``family of n`` (its
-        members are runs of their own), or what is wrong.
+        members are runs of their own), or what is wrong; led by ``language model`` for a run of one, of which only the
+        progress is known here.
       epochs_done: passes over the training data.
       epochs: passes that the configuration asks for.
       train_loss: of the last training line of the log.
@@ -108,7 +111,7 @@ def find_runs(folders: Sequence[epath.PathLike]) -> list[epath.Path]:
 
 def _runs_below(folder: epath.Path, depth: int = 0) -> Iterator[epath.Path]:
     is_run = (folder / "config.json").exists()
-    if is_run or (folder / "recognizer.json").exists():
+    if is_run or holds(folder) is not None:
         yield folder
     if depth == _MAX_DEPTH:
         return
@@ -132,11 +135,22 @@ def summarize(folder: epath.Path, now: float | None = None) -> RunSummary:
       now: Unix seconds, to tell a running training from an interrupted one; None takes the clock.
     """
     if not (folder / "config.json").exists():
-        is_bundle = (folder / "recognizer.json").exists()
-        return RunSummary(folder, "model bundle, no run" if is_bundle else "no run (no config.json)")
+        kind = "language model bundle" if holds(folder) == LANGUAGE_MODEL else "model bundle"
+        return RunSummary(folder, f"{kind}, no run" if holds(folder) else "no run (no config.json)")
     saved = _read_json(folder / "config.json")
     if not isinstance(saved, dict):
         return RunSummary(folder, "config.json is damaged")
+    clock = time.time() if now is None else now
+    if kind_of(saved) is LanguageModelExperiment:
+        lines = _read_log(folder / "log.jsonl")
+        epochs = flatten(saved).get("training.epochs")
+        return RunSummary(
+            folder,
+            state=f"language model, {_state(folder, lines, epochs, clock)}",
+            epochs_done=_last(lines, "epoch", largest=True),
+            epochs=epochs if isinstance(epochs, int) else None,
+            seconds=_training_seconds(folder, lines),
+        )
     config, settings = None, flatten(saved)
     try:
         config = from_dict(saved)
@@ -155,7 +169,7 @@ def summarize(folder: epath.Path, now: float | None = None) -> RunSummary:
     evaluations = tuple(_evaluations(folder))
     summary = RunSummary(
         folder,
-        state=_state(folder, lines, epochs, time.time() if now is None else now),
+        state=_state(folder, lines, epochs, clock),
         epochs_done=_last([*train, *dev], "epoch", largest=True),
         epochs=epochs,
         train_loss=_last(train, "loss"),
@@ -184,7 +198,7 @@ def different_settings(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
 
 
 def _state(folder: epath.Path, lines: list[dict[str, Any]], epochs: int | None, now: float) -> str:
-    if (folder / "model" / "recognizer.json").exists():
+    if holds(folder / "model") is not None:
         return "finished"
     step = _last(lines, "step", largest=True)
     if not step:

@@ -44,6 +44,30 @@ class Batch(NamedTuple):
     valid: Array
     augment_seed: Array
 
+    def describe(self) -> str:
+        """Its static shape, for people."""
+        rows, samples = self.waveform.shape
+        return f"{rows} x {samples} samples"
+
+
+class SentenceBatch(NamedTuple):
+    """One batch of sentences for a language model, padded to the static shape of its bucket.
+
+    Attributes:
+      tokens: [B, U] int32 token ids without begin and end, padded on the right with 0.
+      num_tokens: [B] int32.
+      valid: [B] bool, False for filler rows (masked out of every loss and metric).
+    """
+
+    tokens: Array
+    num_tokens: Array
+    valid: Array
+
+    def describe(self) -> str:
+        """Its static shape, for people."""
+        rows, tokens = self.tokens.shape
+        return f"{rows} x {tokens} tokens"
+
 
 class ModelOutput(NamedTuple):
     """What a forward pass returns.

@@ -1,14 +1,16 @@
-"""Checks of a configuration: the ranges of its fields, and that they agree across the dataclasses."""
+"""Checks of a configuration: the ranges of its fields, and that they agree across the dataclasses.
+
+The ranges are those of all kinds of configurations; a kind has some of the keys.
+"""
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from i3d_jax import schema
 from i3d_jax.audio.frontend import SAMPLE_RATE
-
-if TYPE_CHECKING:
-    from i3d_jax.experiment import ExperimentConfig
+from i3d_jax.language_model_experiment import LanguageModelExperiment
+from i3d_jax.recognizer_experiment import ExperimentConfig
 
 _AT_LEAST_ONE = (
     "data.demo.train_utterances",
@@ -18,6 +20,10 @@ _AT_LEAST_ONE = (
     "batching.batch_multiple",
     "batching.num_threads",
     "batching.prefetch",
+    "batching.tokens_per_batch",
+    "text.max_tokens",
+    "model.num_layers",
+    "model.width",
     "model.encoder.num_layers",
     "model.encoder.d_model",
     "model.encoder.num_heads",
@@ -61,6 +67,7 @@ _NOT_NEGATIVE = (
     "evaluation.timed_utterances",
 )
 _BELOW_ONE = (
+    "model.dropout",
     "model.encoder.dropout",
     "model.encoder.attention_dropout",
     "model.encoder.positional_dropout",
@@ -73,7 +80,8 @@ _BELOW_ONE = (
     "optimizer.beta1",
     "optimizer.beta2",
 )
-_RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+_TEXTS = ("data.source", "data.train", "data.dev", "data.test", "data.cache_dir", "text.run")
+RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (_AT_LEAST_ONE, lambda x: x >= 1, "at least 1"),
     (_POSITIVE, lambda x: x > 0, "more than 0"),
     (_NOT_NEGATIVE, lambda x: x >= 0, "0 or more"),
@@ -81,19 +89,21 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("seed",), lambda x: x < 2**63, "below 2**63"),
     (("batching.seed",), lambda x: -1 <= x < 2**63, "0 or more and below 2**63, or -1 for the experiment's"),
     (("parallel.data", "parallel.fsdp"), lambda x: x >= 1 or x == -1, "at least 1, or -1 for all devices left"),
+    (("tokenizer.vocab_size",), lambda x: x >= 4, "4 or more: three ids are reserved"),
     (("training.keep_last",), lambda x: x >= 2, "at least 2: one is complete while the next is written"),
     (("model.gates.threshold",), lambda x: 0 <= x <= 1, "between 0 and 1"),
 )
 
 
-def validate_config(config: "ExperimentConfig") -> None:
+def validate_config(config: ExperimentConfig | LanguageModelExperiment) -> None:
     """Checks the type and the range of every field, and that the fields agree with each other.
 
     Raises:
       ValueError: all violations, one a line, each with the key, the value and what was expected.
     """
     schema.check_types(config)
-    problems = [*_ranges(flatten(schema.to_dict(config))), *_agreement(config)]
+    agreement = _of_language_model(config) if isinstance(config, LanguageModelExperiment) else _agreement(config)
+    problems = [*_ranges(flatten(schema.to_dict(config))), *agreement]
     if problems:
         raise ValueError("\n".join(problems))
 
@@ -110,21 +120,19 @@ def _ranges(flat: dict[str, Any]) -> Iterator[str]:
     for key, value in flat.items():
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{key}={value}: expected a finite number"
-    for keys, holds, expected in _RULES:
+    for keys, holds, expected in RULES:
         for key in keys:
-            if not holds(flat[key]):
+            if key in flat and not holds(flat[key]):
                 yield f"{key}={flat[key]}: expected {expected}"
-    for key in ("data.source", "data.train", "data.dev", "data.test", "data.cache_dir"):
-        if not flat[key].strip():
+    for key in _TEXTS:
+        if key in flat and not flat[key].strip():
             yield f"{key} is empty: expected text"
     name = flat["name"]
     if not name.strip(".") or any(character in "/\\" or character.isspace() for character in name):
         yield f"name={name!r}: expected a word that can name a folder, without slashes or blanks"
-    if flat["tokenizer.vocab_size"] < 4:
-        yield f"tokenizer.vocab_size={flat['tokenizer.vocab_size']}: expected 4 or more: three ids are reserved"
 
 
-def _agreement(config: "ExperimentConfig") -> Iterator[str]:
+def _agreement(config: ExperimentConfig) -> Iterator[str]:
     data, encoder = config.data, config.model.encoder
     if data.sample_rate != SAMPLE_RATE:
         yield (
@@ -143,9 +151,7 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
         yield f"model.encoder.d_model={encoder.d_model}: expected a multiple of num_heads={encoder.num_heads}"
     if config.parallel.data == config.parallel.fsdp == -1:
         yield "parallel.data=-1: expected a number, or one for parallel.fsdp=-1: only one of them can be what is left"
-    kept, saved = config.training.keep_every_steps, config.training.checkpoint_every_steps
-    if saved >= 1 and kept % saved:
-        yield f"training.keep_every_steps={kept}: expected a multiple of training.checkpoint_every_steps={saved}, or 0"
+    yield from _training(config)
     taps = config.loss.interctc_layers
     if any(not 1 <= tap < encoder.num_layers for tap in taps) or list(taps) != sorted(set(taps)):
         yield (
@@ -158,8 +164,6 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
             f"model.self_conditioned_layers={conditioned}: expected the same as loss.interctc_layers={taps}, whose "
             "predictions they are given, or none"
         )
-    if config.optimizer.schedule == "inverse_sqrt" and config.optimizer.warmup_steps < 1:
-        yield "optimizer.warmup_steps=0: the schedule inverse_sqrt is defined by its warm-up: expected at least 1"
     if config.loss.utility_weight > 0 and config.model.gates.predictor == "none":
         yield (
             f"loss.utility_weight={config.loss.utility_weight}: there is no gate to close with "
@@ -201,7 +205,30 @@ def _agreement(config: "ExperimentConfig") -> Iterator[str]:
     yield from _family(config)
 
 
-def _decoder(config: "ExperimentConfig") -> Iterator[str]:
+def _training(config: ExperimentConfig | LanguageModelExperiment) -> Iterator[str]:
+    kept, saved = config.training.keep_every_steps, config.training.checkpoint_every_steps
+    if saved >= 1 and kept % saved:
+        yield f"training.keep_every_steps={kept}: expected a multiple of training.checkpoint_every_steps={saved}, or 0"
+    if config.optimizer.schedule == "inverse_sqrt" and config.optimizer.warmup_steps < 1:
+        yield "optimizer.warmup_steps=0: the schedule inverse_sqrt is defined by its warm-up: expected at least 1"
+
+
+def _of_language_model(config: LanguageModelExperiment) -> Iterator[str]:
+    yield from _training(config)
+    text, parallel = config.text, config.parallel
+    for split in ("train", "dev"):
+        if not text.transcripts and not getattr(text, split):
+            yield f"text.{split} is empty: expected text files, or text.transcripts=True for those of text.run"
+    if parallel.fsdp != 1:
+        yield f"parallel.fsdp={parallel.fsdp}: expected 1: every device holds a language model whole"
+    if parallel.coordinator:
+        yield (
+            f"parallel.coordinator={parallel.coordinator!r}: expected none: a language model is trained by one "
+            "process, on all of its devices"
+        )
+
+
+def _decoder(config: ExperimentConfig) -> Iterator[str]:
     decoder, weight, width = config.model.decoder, config.loss.ctc_weight, config.model.encoder.d_model
     if not decoder.num_layers:
         if weight != 1:
@@ -226,7 +253,7 @@ def _decoder(config: "ExperimentConfig") -> Iterator[str]:
         yield "warm_start.new_decoder=True: expected a warm start, warm_start.run or warm_start.config"
 
 
-def _family(config: "ExperimentConfig") -> Iterator[str]:
+def _family(config: ExperimentConfig) -> Iterator[str]:
     family, lambdas = config.family, config.family.lambdas
     if len(set(lambdas)) < len(lambdas) or not all(0 <= weight < math.inf for weight in lambdas):
         yield f"family.lambdas={lambdas}: expected different numbers, 0 or more"

@@ -15,10 +15,12 @@ from i3d_jax.experiment import (
     ExperimentConfig,
     load_config,
     parse_command_line,
+    parse_experiment,
     parse_flags,
     run_program,
     to_dict,
 )
+from i3d_jax.language_model_experiment import LanguageModelExperiment
 from i3d_jax.validation import flatten
 from tests.test_experiment import changed
 
@@ -91,6 +93,39 @@ def test_overrides_change_their_field_only():
         0.9,
         1.1,
     )
+
+
+def test_a_language_models_file_has_options_of_its_own(capsys):
+    def both(*argv):
+        return parse_experiment(argv, Flags, "Trains.", prog="train.py")
+
+    assert both("--config=configs/demo.py", "--seed=3") == parse("--config=configs/demo.py", "--seed=3")
+    base = load_config("configs/lm_demo.py", LanguageModelExperiment)
+    options = ["--text.train", "a.txt", "b.txt", "--model.width=64", "--no-text.transcripts", "--text.dev=c.txt"]
+    for config in (["--config=configs/lm_demo.py"], ["--config", "configs/lm_demo.py"]):
+        flags, found = both("--workdir=w", *config, *options)
+        assert flags.workdir == "w"
+        text = dataclasses.replace(base.text, train=("a.txt", "b.txt"), dev=("c.txt",), transcripts=False)
+        assert found == dataclasses.replace(base, text=text, model=dataclasses.replace(base.model, width=64))
+    for key, value in flatten(to_dict(base)).items():
+        written = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        assert both("--config=configs/lm_demo.py", f"--{key}={written}")[1] == base
+    for argument, message in (
+        ("--model.widht=1", "nearest valid one is --model.width (an integer)"),
+        ("--data.source=x", "unknown option --data.source"),
+        ("--model.dropout=1", "model.dropout=1.0: expected at least 0 and below 1"),
+        ("--training.best-by=wer", "one of 'perplexity', 'latest', got 'wer'"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            both("--config=configs/lm_demo.py", argument)
+        assert caught.value.code == 2 and message in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(SystemExit):
+        both("--config=configs/lm_demo.py", "--help")
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--text.train" in words and "one sentence a line" in words and "--data.source" not in words
+    with pytest.raises(SystemExit) as caught:
+        parse("--config=configs/lm_demo.py")
+    assert "returned LanguageModelExperiment, expected an ExperimentConfig" in capsys.readouterr().err
 
 
 LEAVES = {key: value for key, value in schema.leaves(ExperimentConfig).items() if key not in ("warm_start.config",)}
@@ -169,18 +204,19 @@ def test_every_field_is_documented():
     """The help text of a field is the string literal under it."""
 
     def undocumented(cls, prefix=""):
-        source = Path(sys.modules[cls.__module__].__file__).read_text()
         for field in dataclasses.fields(cls):
-            value = getattr(ExperimentConfig() if not prefix else cls(), field.name)
+            owner = next(base for base in cls.__mro__ if field.name in base.__annotations__)  # the field's last words
+            source = Path(sys.modules[owner.__module__].__file__).read_text()
+            value = getattr(cls(), field.name)
             if dataclasses.is_dataclass(value):
                 yield from undocumented(type(value), f"{prefix}{field.name}.")
             else:
-                lines = [line.strip() for line in source[source.index(f"class {cls.__name__}") :].splitlines()]
+                lines = [line.strip() for line in source[source.index(f"class {owner.__name__}") :].splitlines()]
                 at = next(i for i, line in enumerate(lines) if line.startswith(f"{field.name}:"))
                 if not any(line.startswith('"""') for line in lines[at + 1 : at + 3]):
                     yield prefix + field.name
 
-    assert list(undocumented(ExperimentConfig)) == []
+    assert list(undocumented(ExperimentConfig)) == list(undocumented(LanguageModelExperiment)) == []
 
 
 def test_flags_without_an_experiment(capsys):

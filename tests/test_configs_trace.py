@@ -4,13 +4,21 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax import export
 
 from i3d_jax.experiment import load_config
+from i3d_jax.language_model_experiment import LanguageModelExperiment
+from i3d_jax.model.language_model import LanguageModel
 from i3d_jax.programs import BatchShape, abstract
+from i3d_jax.training.language_model_step import Seeded, make_language_model_step
+from i3d_jax.training.optimizer import make_optimizer
+from i3d_jax.training.step import init_state
+from i3d_jax.types import SentenceBatch
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = [path for path in FILES if not path.stem.startswith("lm_")]
 LAYERS = {"librispeech100": 36, "librispeech960": 36, "tedlium2": 36, "an4": 12, "demo": 6}
 LOWERED = re.compile(r"librispeech100_(?!aed_)\D+")  # one of each kind: others differ in shapes, or join two kinds
 
@@ -37,6 +45,21 @@ def test_steps_trace_and_lower(path):
             assert metrics.totals.loss.shape == ()
         else:
             assert outputs.gates.shape == (shape.rows, layers, 2) and outputs.gates.dtype == bool
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path not in CONFIGS], ids=lambda path: path.stem)
+def test_steps_of_language_models_trace_and_lower(path):
+    config = load_config(path, LanguageModelExperiment)
+    model = LanguageModel(config.model, 5000)
+    optimizer = make_optimizer(config.optimizer, 100)
+    shape, shaped = (config.batching.batch_multiple, 20), jax.ShapeDtypeStruct
+    batch = SentenceBatch(shaped(shape, np.int32), shaped(shape[:1], np.int32), shaped(shape[:1], np.bool_))
+    state = jax.eval_shape(lambda key: init_state(model.init(key), optimizer), jax.random.key(0))
+    step = jax.jit(make_language_model_step(model, optimizer))
+    exported = export.export(step, platforms=("tpu", "cuda", "cpu"))(state, batch, Seeded(shaped((), np.uint32)))
+    after, metrics = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert metrics.totals.loss.shape == ()
 
 
 @pytest.mark.parametrize("name", ["transformer", "i3d_local", "i3d_global"])

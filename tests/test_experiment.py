@@ -18,14 +18,18 @@ from i3d_jax.experiment import (
     find_config,
     from_dict,
     load_config,
+    load_experiment,
     load_saved_config,
     save_config,
     to_dict,
 )
-from i3d_jax.validation import flatten, validate_config
+from i3d_jax.language_model_experiment import LanguageModelExperiment
+from i3d_jax.schema import leaves
+from i3d_jax.validation import RULES, flatten, validate_config
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+RECOGNISERS = [path for path in CONFIGS if not path.stem.startswith("lm_")]
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +42,15 @@ def project_root(monkeypatch):
 
 def test_the_promised_experiments_exist():
     kinds = ("transformer", "i3d_local", "i3d_global")
-    wanted = {"demo"} | {f"{corpus}_{kind}" for corpus in ("an4", "librispeech100") for kind in kinds}
+    wanted = {"demo", "lm_demo", "lm_an4", "lm_librispeech100"}
+    wanted |= {f"{corpus}_{kind}" for corpus in ("an4", "librispeech100") for kind in kinds}
     assert wanted <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_equals_its_golden_file(path):
     golden = ROOT / "tests" / "golden" / f"{path.stem}.json"
-    resolved = to_dict(load_config(path))
+    resolved = to_dict(load_experiment(path))
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(json.dumps(resolved, indent=2) + "\n")
     assert golden.exists(), f"{golden} is missing; {__doc__}"
@@ -62,10 +67,18 @@ def test_docstring_gives_command_paper_and_time(path):
     assert f"python train.py --config=configs/{path.name}`" in text
     assert "Paper:" in text
     assert "Time:" in text
-    assert load_config(path).name == path.stem
+    assert load_experiment(path).name == path.stem
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_language_models_take_the_pieces_of_the_run_that_their_name_says():
+    runs = {"lm_demo": "demo", "lm_an4": "an4_transformer", "lm_librispeech100": "librispeech100_transformer"}
+    for name, run in runs.items():
+        config = load_config(f"configs/{name}.py", LanguageModelExperiment)
+        assert config.text.run == f"runs/{load_config(f'configs/{run}.py').name}"
+        assert config.text.transcripts and not config.text.train
+
+
+@pytest.mark.parametrize("path", RECOGNISERS, ids=lambda path: path.stem)
 def test_gated_configs_derive_from_their_dense_one(path):
     config = load_config(path)
     if not config.warm_start.config:
@@ -120,8 +133,15 @@ def test_load_config_names_what_is_wrong(tmp_path):
 
     with pytest.raises(ValueError, match=r"mine\.py defines no get_config\(\)"):
         load_config(written(""))
-    with pytest.raises(ValueError, match=r"mine\.py: get_config\(\) returned dict"):
+    with pytest.raises(ValueError, match=r"mine\.py: get_config\(\) returned dict, expected an ExperimentConfig$"):
         load_config(written("def get_config(): return {}"))
+    both = "expected an ExperimentConfig or a LanguageModelExperiment"
+    with pytest.raises(ValueError, match=rf"mine\.py: get_config\(\) returned dict, {both}"):
+        load_experiment(written("def get_config(): return {}"))
+    with pytest.raises(ValueError, match="returned LanguageModelExperiment, expected an ExperimentConfig"):
+        load_config("configs/lm_demo.py")
+    with pytest.raises(ValueError, match="returned ExperimentConfig, expected a LanguageModelExperiment"):
+        load_config("configs/demo.py", LanguageModelExperiment)
     with pytest.raises(ValueError, match=r"mine\.py: seed=-1: expected 0 or more"):
         load_config(written("def get_config(): return ExperimentConfig(seed=-1)"))
     with pytest.raises(ValueError, match=r"mine\.py: key 'seed': expected an integer, got '1'"):
@@ -158,7 +178,7 @@ def test_warm_start_config_is_found_from_the_root_or_beside_its_file(tmp_path, m
 # -- Validation -------------------------------------------------------------------------------------------------------
 
 
-def changed(key: str, value: object, config: ExperimentConfig | None = None) -> ExperimentConfig:
+def changed(key, value, config=None):
     """A copy with one dotted key changed."""
 
     def put(node, parts):
@@ -222,6 +242,38 @@ def test_validation_names_key_value_and_expectation(key, value, expected):
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("model.num_layers", 0, "at least 1"),
+        ("model.width", 0, "at least 1"),
+        ("model.dropout", 1.0, "below 1"),
+        ("batching.tokens_per_batch", 0, "at least 1"),
+        ("batching.batch_multiple", 0, "at least 1"),
+        ("text.run", " ", "text"),
+        ("text.max_tokens", 0, "at least 1"),
+        ("text.transcripts", False, "text files, or text.transcripts=True"),
+        ("training.best_by", "wer", "one of 'perplexity', 'latest'"),
+        ("training.keep_every_steps", 1500, "a multiple of training.checkpoint_every_steps=1000"),
+        ("optimizer.warmup_steps", 0, "at least 1"),
+        ("parallel.fsdp", 2, "holds a language model whole"),
+        ("parallel.coordinator", "auto", "trained by one process"),
+        ("seed", -1, "0 or more"),
+        ("name", "a b", "name a folder"),
+    ],
+)
+def test_a_language_models_fields_are_checked_too(key, value, expected):
+    with pytest.raises(ValueError, match="expected") as caught:
+        validate_config(changed(key, value, LanguageModelExperiment()))
+    assert key in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_every_key_of_a_range_is_one_of_a_configuration():
+    known = leaves(ExperimentConfig).keys() | leaves(LanguageModelExperiment).keys()
+    assert {key for keys, _, _ in RULES for key in keys} <= known
+
+
 def test_a_decoder_and_its_weight_agree():
     aed = changed("loss.ctc_weight", 0.3, changed("model.decoder.num_layers", 2))
     validate_config(aed)
@@ -252,9 +304,15 @@ def test_validation_reports_all_violations_at_once():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_saved_config_reads_back_equal(path, tmp_path):
-    config = load_config(path)
+    config = load_experiment(path)
     save_config(config, tmp_path / "run" / "config.json")
-    assert load_saved_config(tmp_path / "run" / "config.json") == config
+    assert load_saved_config(tmp_path / "run" / "config.json", type(config)) == config
+    other, named = {
+        ExperimentConfig: (LanguageModelExperiment, "of a recogniser, expected one of a language model"),
+        LanguageModelExperiment: (ExperimentConfig, "of a language model, expected one of a recogniser"),
+    }[type(config)]
+    with pytest.raises(ValueError, match=rf"config\.json: a configuration {named}; give another folder"):
+        load_saved_config(tmp_path / "run" / "config.json", other)
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["config.json"]
 
 

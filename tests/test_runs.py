@@ -278,7 +278,7 @@ def test_a_dense_run_keeps_its_results_when_it_is_tested_on_other_data(run, tmp_
     monkeypatch.setattr(train_script, "evaluate_run", evaluate)
     for test, place, tag in (("dev", epath.Path(tmp_path / "gated"), "dense-"), ("test", run, "")):
         config = dataclasses.replace(gated, data=dataclasses.replace(gated.data, test=test))
-        monkeypatch.setattr(train_script, "parse_command_line", lambda *_, **__: (flags, config))  # noqa: B023
+        monkeypatch.setattr(train_script, "parse_experiment", lambda *_, **__: (flags, config))  # noqa: B023
         flags = train_script.TrainFlags(workdir=str(tmp_path / "gated"))
         with pytest.raises(KeyboardInterrupt):
             train_script.main([])

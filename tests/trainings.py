@@ -13,14 +13,14 @@ from tests.quick_compilation import FLAGS
 ROOT = Path(__file__).parents[1]
 
 
-def start(workdir, *arguments, script="train.py", devices=1, text=True, **variables):
+def start(workdir, *arguments, script="train.py", config="tests/tiny_config.py", devices=1, text=True, **variables):
     """One process with so many emulated devices; what it prints goes to a pipe, as text or bytes.
 
     It leads a process group, so that a signal can go to its workers as well.
     """
     flags = " ".join([f"--xla_force_host_platform_device_count={devices}", *FLAGS])
     return subprocess.Popen(
-        [sys.executable, script, "--config=tests/tiny_config.py", f"--workdir={workdir}", "--no-test", *arguments],
+        [sys.executable, script, f"--config={config}", f"--workdir={workdir}", "--no-test", *arguments],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | variables,
         stdout=subprocess.PIPE,

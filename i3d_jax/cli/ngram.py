@@ -13,6 +13,7 @@ from etils import epath
 from i3d_jax import files
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.data.ngram_training import train_ngrams, write_ngrams
+from i3d_jax.data.sentences import read_sentences
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
 from i3d_jax.progress import log
@@ -77,10 +78,7 @@ def _texts(source: epath.Path) -> list[str]:
         return [utterance.text for utterance in corpus.utterances]
     if not source.is_file():
         raise FileNotFoundError(f"{source}: neither a run directory (no config.json) nor a text file")
-    try:
-        return [line for line in source.read_bytes().decode("utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not a text file in UTF-8: {error}") from None
+    return list(read_sentences(source))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Token ids of many utterances in flat arrays."""
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -27,6 +28,13 @@ class TokenSequences(Sequence[list[int]]):
     def counts(self) -> np.ndarray:
         """[utterances] int64 ids of each."""
         return np.diff(self._ends)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all ids, in hexadecimal."""
+        digest = hashlib.sha256(self._ends.tobytes())
+        digest.update(self._ids.astype(np.int32, copy=False).data)
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -83,5 +83,5 @@ def load_fusion(path: str, tokenizer: Tokenizer) -> Fusion:
         weight=jnp.float32(1.0),
         word_score=jnp.float32(0.0),
         begins_word=jnp.array([piece.startswith(SPACE) for piece in pieces]),
-        model=LanguageModel(found.config.model, tokenizer.vocab_size),
+        model=found.model,
     )

@@ -117,23 +117,24 @@ class Checkpoints:
             )
         self._check_shapes({"params": params}, "params.")
 
-    def check_data(self, digest: str, utterances: int) -> None:
+    def check_data(self, digest: str, count: int, noun: str = "utterances") -> None:
         """Compare the training set with that of the newest checkpoint, if any: the plan of the batches depends on it.
 
         Args:
           digest: of what the plan is made from; later checkpoints record it.
-          utterances: how many there are, for the message.
+          count: how many there are, for the message.
+          noun: what they are, for the message.
 
         Raises:
           ValueError: it was trained on others.
         """
         known = self._saved_notes.get("data", {}) if self.latest_step() is not None else {}
-        self._notes |= {"data": {"digest": digest, "utterances": utterances}}
+        self._notes |= {"data": {"digest": digest, noun: count}}
         if known and known["digest"] != digest:
             raise ValueError(
-                f"{self._resume.directory}: step {self.latest_step()} was trained on other utterances: "
-                f"{known['utterances']} there, {utterances} here, or their transcripts or lengths differ; bring the "
-                "training set back as it was, or choose another --workdir"
+                f"{self._resume.directory}: step {self.latest_step()} was trained on other {noun}: {known[noun]} "
+                f"there, {count} here, or their texts or lengths differ; bring the training set back as it was, or "
+                "choose another --workdir"
             )
 
     def _check_shapes(self, template: Any, prefix: str = "") -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 
-from i3d_jax.training.step import Member, StepMetrics, TrainState
-from i3d_jax.types import Batch
+from i3d_jax.training.step import StepMetrics, TrainBatch, TrainState
 
 
 class CompiledStep:
@@ -21,40 +20,40 @@ class CompiledStep:
       say: told what was compiled, a line for each program.
 
     Attributes:
-      programs: shapes of waveforms and of labels, in a row -> compiled program.
+      programs: shapes of the arrays of a batch -> compiled program.
       seconds: spent compiling so far.
     """
 
-    def __init__(self, step: Any, member: Member, shapes: int, say: Callable[[str], None]) -> None:
+    def __init__(self, step: Any, member: Any, shapes: int, say: Callable[[str], None]) -> None:
         self._step, self._member, self._shapes, self._say = step, member, shapes, say
-        self.programs: dict[tuple[int, ...], jax.stages.Compiled] = {}
+        self.programs: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}
         self.seconds = 0.0
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
         """One step.
 
         Raises:
           RuntimeError: there are more shapes of batches than the plan has.
         """
-        shape = (*batch.waveform.shape, *batch.labels.shape)
+        shape = tuple(array.shape for array in jax.tree.leaves(batch))
         if shape not in self.programs:
             self.programs[shape] = self._compile(state, batch)
         done: tuple[TrainState, StepMetrics] = self.programs[shape](state, batch, self._member)
         return done
 
-    def _compile(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
-        rows, samples = batch.waveform.shape
+    def _compile(self, state: TrainState, batch: TrainBatch) -> jax.stages.Compiled:
         if len(self.programs) == self._shapes:
             raise RuntimeError(
-                f"a batch of {rows} rows of {samples} samples and {batch.labels.shape[1]} labels would be shape "
-                f"{self._shapes + 1} of a plan of {self._shapes}, and compile once more: {sorted(self.programs)}"
+                f"a batch of {batch.describe()} would be shape {self._shapes + 1} of a plan of {self._shapes}, and "
+                f"compile once more: its arrays are {[list(array.shape) for array in jax.tree.leaves(batch)]}, those "
+                f"known {sorted(self.programs)}"
             )
         begun = time.monotonic()
         program: jax.stages.Compiled = self._step.lower(state, batch, self._member).compile()
         seconds = time.monotonic() - begun
         self.seconds += seconds
         self._say(
-            f"compiled step {len(self.programs) + 1} of {self._shapes} ({rows} x {samples} samples) in "
+            f"compiled step {len(self.programs) + 1} of {self._shapes} ({batch.describe()}) in "
             f"{seconds:.1f} s, {program_bytes(program) / 1e9:.2f} GB on each device"
         )
         return program

@@ -8,21 +8,19 @@ import jax
 import optax
 
 from i3d_jax.data.batching import BatchPlanner
-from i3d_jax.data.corpora import Corpus
 from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.model.encoder import Remat
 from i3d_jax.training.checkpoint import Checkpoints
 from i3d_jax.training.family import Stacked
-from i3d_jax.training.meter import Meter
+from i3d_jax.training.meter import StepMeter
 from i3d_jax.training.optimizer import Trainable
 from i3d_jax.training.preemption import Preempted
-from i3d_jax.training.step import StepMetrics, TrainState
+from i3d_jax.training.step import StepMetrics, TrainBatch, TrainState
 from i3d_jax.training.summaries import RunLogger
-from i3d_jax.types import Batch
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class LoopConfig:
     """Length of a training, its evaluations and checkpoints."""
 
     epochs: int = 50
@@ -31,9 +29,8 @@ class TrainingConfig:
     """Dev evaluation and selection every so many epochs."""
     average_best: int = 10
     """Checkpoints, best first, averaged into the final model."""
-    best_by: Literal["wer", "latest"] = "wer"
-    """What makes a checkpoint best: the lowest dev WER, or being the latest. A gated fine-tuning starts with every
-    gate open, so that its lowest WERs belong to checkpoints that skip nothing: it wants ``latest``."""
+    best_by: str = "latest"
+    """What makes a checkpoint best: the lowest of a dev metric, or being the ``latest``."""
     checkpoint_every_steps: int = 1000
     """Steps between checkpoints for resuming (one is written at every evaluation too)."""
     keep_last: int = 2
@@ -44,6 +41,15 @@ class TrainingConfig:
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops."""
     log_every_steps: int = 20
     """Steps between log lines."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    """Training of a recogniser."""
+
+    best_by: Literal["wer", "latest"] = "wer"
+    """What makes a checkpoint best: the lowest dev WER, or being the latest. A gated fine-tuning starts with every
+    gate open, so that its lowest WERs belong to checkpoints that skip nothing: it wants ``latest``."""
     trainable: Trainable = "all"
     """What is trained: all parameters, or only those of the gate predictor of a warm-started model (``predictor``)."""
     remat: Remat = "none"
@@ -73,7 +79,7 @@ class Step(Protocol):
         """Spent compiling so far."""
         ...
 
-    def __call__(self, state: TrainState, batch: Batch, /) -> tuple[TrainState, StepMetrics]:
+    def __call__(self, state: TrainState, batch: Any, /) -> tuple[TrainState, StepMetrics]:
         """One step."""
         ...
 
@@ -85,18 +91,20 @@ class Run:
     Attributes:
       logger: where to log.
       meter: sums up what is logged.
-      evaluate: (step, params) -> dev metrics with ``wer``; called at the evaluation steps.
+      evaluate: (step, params) -> dev metrics; called at the evaluation steps.
       name: leads messages about it; empty for a training alone.
       bad_batches: step -> ids of its utterances, of consecutive steps that were skipped.
     """
 
     logger: RunLogger
-    meter: Meter
+    meter: StepMeter
     evaluate: Callable[[int, Any], Mapping[str, float]]
     name: str = ""
     bad_batches: dict[int, list[str]] = field(default_factory=dict)
 
-    def add(self, done: int, metrics: StepMetrics, planned: PlannedBatch, corpus: Corpus, max_bad_steps: int) -> None:
+    def add(
+        self, done: int, metrics: StepMetrics, planned: PlannedBatch, name_of: Callable[[int], str], max_bad_steps: int
+    ) -> None:
         """Count a step that is done.
 
         Raises:
@@ -107,19 +115,19 @@ class Run:
         if not bad:
             self.bad_batches.clear()
             return
-        self.bad_batches[done] = [corpus.utterances[i].id for i in planned.indices]
+        self.bad_batches[done] = [name_of(int(i)) for i in planned.indices]
         names, title = ", ".join(self.bad_batches[done]), f"{self.name}: " if self.name else ""
         self.logger.message(f"{title}step {done}: loss or gradient is not finite, update skipped ({names})")
         if bad >= max_bad_steps:
             raise TrainingDiverged(
                 f"{title}{bad} consecutive steps with a non-finite loss or gradient, the last on {names}: "
-                "lower optimizer.learning-rate or check these utterances",
+                "lower optimizer.learning-rate or check what they hold",
                 self.bad_batches,
                 self.name,
             )
 
 
-def evaluation_steps(planner: BatchPlanner, config: TrainingConfig) -> set[int]:
+def evaluation_steps(planner: BatchPlanner, config: LoopConfig) -> set[int]:
     """Steps after which the dev set is evaluated: every ``eval_every_epochs`` epochs, and the last."""
     epochs = range(config.eval_every_epochs, config.epochs + 1, config.eval_every_epochs)
     return {planner.steps_before(epoch) for epoch in [*epochs, config.epochs]}
@@ -128,11 +136,11 @@ def evaluation_steps(planner: BatchPlanner, config: TrainingConfig) -> set[int]:
 def fit(
     state: TrainState,
     step: Step,
-    batches: Iterable[tuple[int, PlannedBatch, Batch]],
+    batches: Iterable[tuple[int, PlannedBatch, TrainBatch]],
     *,
     planner: BatchPlanner,
-    corpus: Corpus,
-    config: TrainingConfig,
+    name_of: Callable[[int], str],
+    config: LoopConfig,
     schedule: optax.Schedule,
     checkpoints: Checkpoints,
     runs: Sequence[Run],
@@ -147,7 +155,7 @@ def fit(
       step: (state, batch) -> (state, metrics); its ``seconds`` went into compiling.
       batches: (index of the step, plan, placed batch) from ``state.step`` on.
       planner: the plan, for epochs and totals.
-      corpus: the training corpus, to name utterances.
+      name_of: index in the training set -> name, for messages.
       config: of the loop.
       schedule: learning rate of an update, for the log.
       checkpoints: where to save.
@@ -174,7 +182,7 @@ def fit(
         pending = None
         logged = done % config.log_every_steps == 0 or done in evaluations
         for run, own in zip(runs, stacked.split(jax.device_get(metrics)), strict=True):
-            run.add(done, own, planned, corpus, config.max_bad_steps)
+            run.add(done, own, planned, name_of, config.max_bad_steps)
             if logged:
                 run.meter.pause(step.seconds - compiling)
                 values = run.meter.summary() | {"learning_rate": float(schedule(done - 1))}
@@ -195,7 +203,7 @@ def fit(
             for member, run in enumerate(runs):
                 params = stacked.part(state.params, member)
                 dev = run.evaluate(done, params)
-                score = float(dev["wer"]) if config.best_by == "wer" else -float(done)
+                score = -float(done) if config.best_by == "latest" else float(dev[config.best_by])
                 checkpoints.save_candidate(done, params, score, member)
                 run.logger.scalars(done, dev, "dev", epoch=_epoch(planner, done))
             for run in runs:

@@ -69,19 +69,10 @@ def step_flops(
     return flops
 
 
-class Meter:
-    """Totals since the last log line.
+class StepMeter:
+    """Totals of any training since the last log line, and how its steps used the time."""
 
-    Args:
-      corpus: the training corpus, for lengths.
-      flops: of the training step on a batch.
-      peak: FLOP/s of all devices; None leaves the MFU out.
-    """
-
-    def __init__(
-        self, corpus: Corpus, flops: Callable[[PlannedBatch], float] | None = None, peak: float | None = None
-    ) -> None:
-        self._corpus, self._flops_of, self._peak = corpus, flops, peak
+    def __init__(self) -> None:
         self._compiled_before = compilations()
         self.reset()
 
@@ -89,8 +80,12 @@ class Meter:
         """Begin anew."""
         self._totals: Any = None
         self._grad_norms: list[float] = []
-        self._audio_seconds = self._flops = self._waited = 0.0
+        self._waited = 0.0
         self._start = time.monotonic()
+
+    @property
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
 
     def pause(self, seconds: float) -> None:
         """So much of the time was not spent on training: a program was compiled."""
@@ -113,6 +108,46 @@ class Meter:
         totals = metrics.totals
         self._totals = totals if self._totals is None else jax.tree.map(lambda a, b: a + b, self._totals, totals)
         self._grad_norms.append(float(metrics.grad_norm))
+
+    def summary(self) -> dict[str, float]:
+        """Figures of the machine.
+
+        ``input_wait`` is the share of the time that the host waited for the next batch while the device was still at
+        work on the last one or idle, so at least the share in which it was idle for want of data; ``memory_gb`` the
+        peak of the fullest device of this process, or of the process on CPU; ``compilations`` counts programs compiled
+        since the training began: it should soon stay as it is.
+        """
+        return {
+            "grad_norm": float(np.mean(self._grad_norms)),
+            "input_wait": self._waited / self._seconds,
+            "memory_gb": peak_memory() / 1e9,
+            "compilations": compilations() - self._compiled_before,
+        }
+
+
+class Meter(StepMeter):
+    """Of a recogniser.
+
+    Args:
+      corpus: the training corpus, for lengths.
+      flops: of the training step on a batch.
+      peak: FLOP/s of all devices; None leaves the MFU out.
+    """
+
+    def __init__(
+        self, corpus: Corpus, flops: Callable[[PlannedBatch], float] | None = None, peak: float | None = None
+    ) -> None:
+        self._corpus, self._flops_of, self._peak = corpus, flops, peak
+        super().__init__()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        super().reset()
+        self._audio_seconds = self._flops = 0.0
+
+    def add(self, metrics: StepMetrics, planned: PlannedBatch) -> None:
+        """Add a step that is done."""
+        super().add(metrics, planned)
         samples = sum(self._corpus.utterances[i].num_samples for i in planned.indices)
         self._audio_seconds += samples / self._corpus.sample_rate
         self._flops += self._flops_of(planned) if self._flops_of else 0.0
@@ -125,20 +160,17 @@ class Meter:
         return {"attention": float(totals.attention) / count, "attention_accuracy": accuracy}
 
     def summary(self) -> dict[str, float]:
-        """Means of the losses over utterances, and figures of the machine.
+        """Means of the losses over utterances, and figures of the machine, those of `StepMeter` included.
 
         ``attention_accuracy`` is the share of the tokens, ends included, that the decoder held for the most probable
         with the true ones before them.
 
-        ``audio_per_second`` is seconds of audio a second, or hours an hour; ``input_wait`` the share of the time that
-        the host waited for the next batch while the device was still at work on the last one or idle, so at least the
-        share in which it was idle for want of data; ``mfu`` the share of the devices' peak FLOP/s that went into the
-        model; ``memory_gb`` the peak of the fullest device of this process, or of the process on CPU;
-        ``compilations`` counts programs compiled since the training began: it should soon stay as it is.
+        ``audio_per_second`` is seconds of audio a second, or hours an hour; ``mfu`` the share of the devices' peak
+        FLOP/s that went into the model.
         """
         totals = self._totals
         count = max(float(totals.utterances), 1.0)
-        seconds = max(time.monotonic() - self._start, 1e-9)
+        seconds = self._seconds
         return {
             "loss": float(totals.loss) / count,
             "ctc": float(totals.ctc) / count,
@@ -146,10 +178,7 @@ class Meter:
             **self._of_the_decoder(count),
             "utility": float(totals.utility) / count,
             "layers": float(totals.executed_layers) / count,
-            "grad_norm": float(np.mean(self._grad_norms)),
             "audio_per_second": self._audio_seconds / seconds,
-            "input_wait": self._waited / seconds,
             **({"mfu": self._flops / seconds / self._peak} if self._peak else {}),
-            "memory_gb": peak_memory() / 1e9,
-            "compilations": compilations() - self._compiled_before,
+            **super().summary(),
         }

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from i3d_jax.training.step import StepMetrics, TrainState
-from i3d_jax.types import Batch
+from i3d_jax.training.step import StepMetrics, TrainBatch, TrainState
 
 
 def parse_steps(text: str) -> range | None:
@@ -53,7 +52,7 @@ class TracedStep:
         """Spent compiling and on the trace so far."""
         return float(self._step.seconds) + self._seconds
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def __call__(self, state: TrainState, batch: TrainBatch) -> tuple[TrainState, StepMetrics]:
         """One step."""
         if not self._tracing and self.done + 1 in self._left:
             self._left = self._left[self.done + 1 - self._left.start :]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,25 @@ class TrainState(NamedTuple):
     bad_steps: jax.Array
 
 
-class StepMetrics(NamedTuple):
-    """Loss totals of one batch, the gradient norm before clipping, and whether the step was skipped."""
+class TrainBatch(Protocol):
+    """What a step reads: a named tuple of arrays whose leading axis is that of the rows."""
 
-    totals: LossTotals
+    @property
+    def valid(self) -> Array:
+        """[B] bool, False for filler rows."""
+        ...
+
+    def describe(self) -> str:
+        """Its static shape, for people."""
+        ...
+
+
+class StepMetrics(NamedTuple):
+    """Totals of one batch, a named tuple with ``loss``, the gradient norm before clipping, and how many steps in a row
+    were skipped.
+    """
+
+    totals: Any
     grad_norm: jax.Array
     bad_steps: jax.Array
 
@@ -58,7 +73,10 @@ class Member(NamedTuple):
     temperature: Array
 
 
-TrainStep = Callable[[TrainState, Batch, Member], tuple[TrainState, StepMetrics]]
+TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, StepMetrics]]
+
+Loss = Callable[[Any, Any, Any, jax.Array, Any], Any]
+"""(trained parameters, all parameters, batch, keys [B], member) -> totals over these rows, with ``loss``."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +117,7 @@ def make_train_step(
       gather: makes parameters that are split over devices whole, where they are used.
     """
 
-    def loss_fn(
-        own: Any, params: Any, batch: Batch, keys: jax.Array, count: jax.Array, member: Member
-    ) -> tuple[jax.Array, LossTotals]:
-        """The share of these rows in the loss, which is averaged over the valid utterances of the whole batch.
-
-        ``own`` are the trained ones of the parameters, which take the place of those in ``params``.
-        """
+    def totals_of(own: Any, params: Any, batch: Batch, keys: jax.Array, member: Member) -> LossTotals:
         features, mask = log_mel(config.frontend, batch.waveform, batch.num_samples)
         features = normalize(config.frontend, features, mask, stats)
         features = spec_augment(config.augment, batch.augment_seed, features, mask)
@@ -122,38 +134,75 @@ def make_train_step(
             gather=gather,
             remat=config.remat,
         )
-        totals = loss_totals(config.loss, output, batch, member.utility_weight, block_costs(model.config, output.mask))
-        return totals.loss / count, totals
+        return loss_totals(config.loss, output, batch, member.utility_weight, block_costs(model.config, output.mask))
 
-    def gradients(params: Any, batch: Batch, keys: jax.Array, member: Member) -> tuple[LossTotals, Any]:
-        count = jnp.maximum(jnp.sum(jnp.asarray(batch.valid, jnp.float32)), 1.0)
-        grad = jax.grad(loss_fn, has_aux=True)
-        own = trained(params, config.trainable)
-        if config.accumulate == 1:
-            grads, totals = grad(own, params, batch, keys, count, member)
-            return totals, grads
-
-        def add(total: Any, part: Any) -> tuple[Any, None]:
-            grads, totals = grad(own, params, *part, count, member)
-            return jax.tree.map(jnp.add, total, (totals, grads)), None
-
-        # Row r goes to part r % parts: every device has as many rows in each part.
-        parts = jax.tree.map(
-            lambda x: jnp.swapaxes(x.reshape(-1, config.accumulate, *x.shape[1:]), 0, 1), (batch, keys)
-        )
-        zeros = (LossTotals(*(jnp.zeros(()) for _ in LossTotals._fields)), jax.tree.map(jnp.zeros_like, own))
-        return jax.lax.scan(add, zeros, parts)[0]
+    step = guarded_step(totals_of, lambda batch: batch.valid, optimizer, config.accumulate, config.trainable)
 
     def train_step(state: TrainState, batch: Batch, member: Member) -> tuple[TrainState, StepMetrics]:
         if config.annealing:
             member = member._replace(temperature=member.temperature * config.annealing(state.step))
+        return step(state, batch, member)
+
+    return train_step
+
+
+def guarded_step(
+    totals_of: Loss,
+    counted: Callable[[Any], Array],
+    optimizer: optax.GradientTransformation,
+    accumulate: int = 1,
+    trainable: Trainable = "all",
+) -> TrainStep:
+    """The step of any loss: its gradient, averaged over the whole batch, and the update, unless it is not finite.
+
+    Args:
+      totals_of: sums over rows; ``loss`` among them is what is minimised, divided by what ``counted`` sums up to. The
+        trained parameters take the place of those among all.
+      counted: batch -> numbers of what the loss is averaged over, such as the valid rows.
+      optimizer: its state, of the trained parameters alone, is part of the training state.
+      accumulate: parts in which a batch is computed.
+      trainable: which parameters are trained.
+
+    Returns:
+      (state, batch, member) -> (state, metrics); ``member`` has a ``seed``, of which the keys of the rows are made.
+    """
+
+    def loss_fn(
+        own: Any, params: Any, batch: Any, keys: jax.Array, count: jax.Array, member: Any
+    ) -> tuple[jax.Array, Any]:
+        """The share of these rows in the loss."""
+        totals = totals_of(own, params, batch, keys, member)
+        return totals.loss / count, totals
+
+    def gradients(params: Any, batch: Any, keys: jax.Array, member: Any) -> tuple[Any, Any]:
+        count = jnp.maximum(jnp.sum(jnp.asarray(counted(batch), jnp.float32)), 1.0)
+        grad = jax.grad(loss_fn, has_aux=True)
+        own = trained(params, trainable)
+        if accumulate == 1:
+            grads, totals = grad(own, params, batch, keys, count, member)
+            return totals, grads
+
+        def part_of(part: Any) -> tuple[Any, Any]:
+            grads, totals = grad(own, params, *part, count, member)
+            return totals, grads
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, part_of(part)), None
+
+        # Row r goes to part r % parts: every device has as many rows in each part.
+        parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulate, *x.shape[1:]), 0, 1), (batch, keys))
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part_of, first))
+        return jax.lax.scan(add, zeros, parts)[0]
+
+    def train_step(state: TrainState, batch: Any, member: Any) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.key(member.seed), state.step)
-        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch.num_samples.shape[0]))
+        keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch.valid.shape[0]))
         totals, grads = gradients(state.params, batch, keys, member)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(totals.loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        before = trained(state.params, config.trainable)
+        before = trained(state.params, trainable)
         own, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (optax.apply_updates(before, updates), opt_state),

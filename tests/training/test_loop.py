@@ -54,7 +54,7 @@ def run(bad_steps, stop=lambda: False, names=("",)):
             step,
             batches,
             planner=PLANNER,
-            corpus=CORPUS,
+            name_of=lambda index: CORPUS.utterances[index].id,
             config=config,
             schedule=lambda step: 1.0,
             checkpoints=SimpleNamespace(

@@ -205,7 +205,7 @@ def test_a_shape_is_compiled_once_and_none_beyond_the_plan():
         "compiled step 2 of 2 (16 x 8000 samples)",
     ]
     assert compilations() - before == 2 and step.seconds > 0
-    with pytest.raises(RuntimeError, match="24 rows of 8000 samples and 3 labels would be shape 3 of a plan of 2"):
+    with pytest.raises(RuntimeError, match="a batch of 24 x 8000 samples would be shape 3 of a plan of 2"):
         step(start, make_batch(0, 24))
 
 
