@@ -1,4 +1,4 @@
-"""ESPnet's decoder, label-smoothing loss and beam search, in a process of their own for ``benchmarks/joint_espnet.py``.
+"""ESPnet's decoder, loss, language model and beam search, in a process of their own for ``benchmarks/joint_espnet.py``.
 
 ``python espnet_search.py CASES.npz CASES.json ANSWERS.json`` with an interpreter that has ``torch`` and ``espnet``. It
 knows nothing of the project: weights come under ESPnet's names, and every weight must be there.
@@ -17,6 +17,7 @@ from espnet.nets.scorers.ctc import CTCPrefixScorer
 from espnet.nets.scorers.length_bonus import LengthBonus
 from espnet2.asr.ctc import CTC
 from espnet2.asr.decoder.transformer_decoder import TransformerDecoder
+from espnet2.lm.seq_rnn_lm import SequentialRNNLM
 
 
 def main(arrays_path: str, cases_path: str, answers_path: str) -> None:
@@ -43,6 +44,9 @@ def main(arrays_path: str, cases_path: str, answers_path: str) -> None:
     decoder.load_state_dict({k.removeprefix("decoder."): v for k, v in arrays.items() if k.startswith("decoder.")})
     ctc = CTC(vocabulary, width).eval()
     ctc.load_state_dict({k.removeprefix("ctc."): v for k, v in arrays.items() if k.startswith("ctc.")})
+    lm_width, lm_layers = sizes["lm_width"], sizes["lm_layers"]
+    lm = SequentialRNNLM(vocabulary, lm_width, lm_width, lm_layers, dropout_rate=0.0, rnn_type="lstm").eval()
+    lm.load_state_dict({k.removeprefix("lm."): v for k, v in arrays.items() if k.startswith("lm.")})
     states, lengths = arrays["states"], arrays["lengths"]
     answers: dict[str, Any] = {"searches": []}
     with torch.no_grad():
@@ -56,11 +60,13 @@ def main(arrays_path: str, cases_path: str, answers_path: str) -> None:
                 "decoder": 1 - search["ctc_weight"],
                 "ctc": search["ctc_weight"],
                 "bonus": search["length_bonus"],
+                "lm": search["lm_weight"],
             }
             scorers = {
                 "decoder": decoder,
                 "ctc": CTCPrefixScorer(ctc, vocabulary - 1),
                 "bonus": LengthBonus(vocabulary),
+                "lm": lm,
             }
             beam = BeamSearch(
                 scorers,

@@ -4,8 +4,9 @@ Command: ``python benchmarks/joint_espnet.py --peers=PYTHON``, an interpreter wi
 which ESPnet's search takes.
 
 Compared are the logits of whole transcripts, the label-smoothing loss, and for a number of searches (beams, CTC
-weights, bonuses) the best hypothesis of each utterance and its score. Hypotheses of the greatest length are left out of
-the last two: ESPnet ends them without a score. The last line is the share of equal hypotheses.
+weights, bonuses, weights of an LSTM language model) the best hypothesis of each utterance and its score. Hypotheses of
+the greatest length are left out of the last two: ESPnet ends them without a score. The last line is the share of equal
+hypotheses.
 """
 
 import argparse
@@ -23,16 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from i3d_jax.inference.fusion import Fusion
 from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_search
 from i3d_jax.model.decoder import Decoder, DecoderConfig, after_start, before_end
 from i3d_jax.model.encoder import Params
+from i3d_jax.model.language_model import LanguageModel, LanguageModelConfig
 from i3d_jax.training.losses import attention_loss
 
 WIDTH, HEADS, FFN, LAYERS, VOCABULARY, SMOOTHING = 32, 4, 64, 3, 60, 0.1
 LENGTHS = np.array([24, 20, 16, 13, 10, 7, 4, 2])
+LM = LanguageModel(LanguageModelConfig(num_layers=2, width=24), VOCABULARY)
+# CTC weight, bonus, weight of the language model.
+WEIGHTS = ((0.0, 0.5, 0.0), (0.0, 1.0, 0.0), (0.3, 0.5, 0.0), (0.7, 1.0, 0.0), (0.0, 1.5, 0.4), (0.3, 1.5, 0.6))
 SEARCHES = [
-    JointDecodingConfig(beam=beam, ctc_weight=weight, length_bonus=bonus)
-    for beam, (weight, bonus) in itertools.product((1, 4, 10), ((0.0, 0.5), (0.0, 1.0), (0.3, 0.5), (0.7, 1.0)))
+    (JointDecodingConfig(beam=beam, ctc_weight=weight, length_bonus=bonus), lm_weight)
+    for beam, (weight, bonus, lm_weight) in itertools.product((1, 4, 10), WEIGHTS)
 ]
 
 
@@ -52,9 +58,27 @@ def models(key: jax.Array) -> tuple[Decoder, Params, jax.Array, jax.Array]:
     return decoder, params, kernel, jnp.zeros(VOCABULARY).at[0].set(8.0)
 
 
-def espnet_names(params: Params, kernel: jax.Array, bias: jax.Array) -> dict[str, np.ndarray]:
+def language_model(key: jax.Array) -> Params:
+    """Parameters of the language model, random."""
+    params = jax.jit(LM.init)(key)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    noise = [0.5 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [leaf + n for leaf, n in zip(leaves, noise, strict=True)])
+
+
+def espnet_names(params: Params, kernel: jax.Array, bias: jax.Array, language: Params) -> dict[str, np.ndarray]:
     """The same weights under ESPnet's names; its matrices are transposed."""
     named: dict[str, Any] = {"ctc.ctc_lo.weight": kernel.T, "ctc.ctc_lo.bias": bias}
+    ends, cells = language["ends"], language["layers"]
+    named["lm.encoder.weight"] = named["lm.decoder.weight"] = ends["embedding"]
+    named["lm.decoder.bias"] = ends["bias"].at[0].set(-1e30)  # the blank is no token of a sentence
+    for n in range(LM.config.num_layers):
+        for gates, name in (("i", "ih"), ("h", "hh")):
+            whole = [cells[gates + gate]["kernel"][n].T for gate in "ifgo"]
+            named[f"lm.rnn.weight_{name}_l{n}"] = jnp.concatenate(whole)
+        named[f"lm.rnn.bias_hh_l{n}"] = jnp.concatenate([cells[f"h{gate}"]["bias"][n] for gate in "ifgo"])
+        named[f"lm.rnn.bias_ih_l{n}"] = jnp.zeros(4 * LM.config.width)
 
     def dense(name: str, p: Params) -> None:
         named[f"decoder.{name}.weight"], named[f"decoder.{name}.bias"] = p["kernel"].T, p["bias"]
@@ -89,10 +113,12 @@ def espnet_names(params: Params, kernel: jax.Array, bias: jax.Array) -> dict[str
 def ask_espnet(python: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """What ESPnet answers."""
     sizes = {"vocabulary": VOCABULARY, "width": WIDTH, "heads": HEADS, "ffn": FFN, "layers": LAYERS}
+    sizes |= {"lm_width": LM.config.width, "lm_layers": LM.config.num_layers}
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / name) for name in ("arrays.npz", "cases.json", "answers.json")]
         np.savez(paths[0], **arrays)  # type: ignore[arg-type]
-        cases = {"sizes": sizes | {"smoothing": SMOOTHING}, "searches": [asdict(search) for search in SEARCHES]}
+        searches = [asdict(search) | {"lm_weight": lm_weight} for search, lm_weight in SEARCHES]
+        cases = {"sizes": sizes | {"smoothing": SMOOTHING}, "searches": searches}
         Path(paths[1]).write_text(json.dumps(cases))
         subprocess.run([python, str(Path(__file__).with_name("espnet_search.py")), *paths], check=True)
         answers: dict[str, Any] = json.loads(Path(paths[2]).read_text())
@@ -107,6 +133,7 @@ def main() -> None:
     flags = parser.parse_args()
     key = jax.random.key(flags.seed)
     decoder, params, kernel, bias = models(key)
+    language = language_model(jax.random.fold_in(key, 4))
     frames = int(LENGTHS.max())
     states = jax.random.normal(jax.random.fold_in(key, 2), (len(LENGTHS), frames, WIDTH))
     mask = jnp.arange(frames)[None] < LENGTHS[:, None]
@@ -115,7 +142,7 @@ def main() -> None:
     read, (answer, valid) = after_start(labels, VOCABULARY), before_end(labels, num_labels, VOCABULARY)
     theirs = ask_espnet(
         flags.peers,
-        espnet_names(params, kernel, bias)
+        espnet_names(params, kernel, bias, language)
         | {
             "states": np.array(states),
             "lengths": LENGTHS,
@@ -132,10 +159,12 @@ def main() -> None:
     search = jax.jit(joint_search, static_argnums=(0, 1))
     ctc_logits = states @ kernel + bias[None, None]
     equal = compared = 0
-    print("| beam | CTC weight | bonus | equal | of | tokens | largest difference of scores |")
-    print("| --- " * 7 + "|")
-    for config, answers in zip(SEARCHES, theirs["searches"], strict=True):
-        found = jax.device_get(search(config, decoder, params, states, ctc_logits, mask))
+    print("| beam | CTC weight | bonus | LM weight | equal | of | tokens | largest difference of scores |")
+    print("| --- " * 8 + "|")
+    for (config, lm_weight), answers in zip(SEARCHES, theirs["searches"], strict=True):
+        fusion = Fusion(language, jnp.float32(lm_weight), jnp.float32(0.0), jnp.zeros(VOCABULARY, bool), LM)
+        own_fusion = fusion if lm_weight else None
+        found = jax.device_get(search(config, decoder, params, states, ctc_logits, mask, own_fusion))
         same, apart, lengths = 0, 0.0, []
         for row, best in enumerate(answers):
             tokens = found.tokens[row, 0, : found.num_tokens[row, 0]].tolist()
@@ -149,7 +178,7 @@ def main() -> None:
                 print(f"row {row}: {tokens} {found.scores[row, 0]:.4f}, ESPnet {best['tokens']} {best['score']:.4f}")
         equal, compared = equal + same, compared + len(lengths)
         print(
-            f"| {config.beam} | {config.ctc_weight} | {config.length_bonus} | {same} | {len(lengths)} | "
+            f"| {config.beam} | {config.ctc_weight} | {config.length_bonus} | {lm_weight} | {same} | {len(lengths)} | "
             f"{min(lengths, default=0)} to {max(lengths, default=0)} | {apart:.1e} |"
         )
     print(f"{equal} of {compared} best hypotheses are equal")
