@@ -18,6 +18,7 @@ pyctcdecode with the same language model and weights.
 import argparse
 import itertools
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ FRAMES_PER_SECOND = 25
 LM_WEIGHT, WORD_SCORE = 0.5, 1.0
 
 
-def posteriors(rows: int, frames: int, vocabulary: int, spoken: list[int] | None = None, seed: int = 0) -> np.ndarray:
+def posteriors(
+    rows: int, frames: int, vocabulary: int, spoken: list[int] | None = None, never: Sequence[int] = (), seed: int = 0
+) -> np.ndarray:
     """Log probabilities [B, T, V] as of a trained model; ``spoken`` tokens, one after the other, or any."""
     generator = np.random.default_rng(seed)
     scores = generator.standard_normal((rows, frames, vocabulary))
@@ -53,12 +56,12 @@ def posteriors(rows: int, frames: int, vocabulary: int, spoken: list[int] | None
         said = np.take(spoken, begun + np.cumsum(kind > 2 / 3, axis=1), mode="wrap")[..., None]
     for n in range(4):
         favoured = generator.integers(1, vocabulary, (rows, frames, 1)) if n or spoken is None else said
-        torn = (kind > 5 / 6)[..., None] * generator.uniform(8.0, 14.0, (rows, frames, 1))
+        bounds = (8.0, 14.0) if n or spoken is None else (12.0, 16.0)  # what was said is heard best, mostly
+        torn = (kind > 5 / 6)[..., None] * generator.uniform(*bounds, (rows, frames, 1))
         np.put_along_axis(scores, favoured, np.take_along_axis(scores, favoured, 2) + torn, 2)
     bonus = ((kind > 2 / 3) & (kind <= 5 / 6))[..., None] * 18.0
     np.put_along_axis(scores, said, np.take_along_axis(scores, said, 2) + bonus, 2)
-    if spoken is not None:  # no model answers <unk> or <sos/eos>, and pyctcdecode breaks words of all beams at <unk>
-        scores[..., [1, -1]] = -20.0
+    scores[..., list(never)] = -20.0
     return np.asarray(jax.nn.log_softmax(scores.astype(np.float32)))
 
 
@@ -136,13 +139,16 @@ def with_language_model(worker: Worker, folder: Path, flags: Any) -> dict[str, A
     words.write_text("\n".join(sorted({word for text in texts for word in text.split()})))
     spoken = [token for text in texts[:200] for token in tokenizer.encode(text)]
     frames, vocabulary = round(flags.seconds * FRAMES_PER_SECOND), tokenizer.vocab_size
-    scores = CTCScores(posteriors(flags.lm_rows, frames, vocabulary, spoken), np.ones((flags.lm_rows, frames), bool))
+    # Of <unk> and the mark of a space alone, pyctcdecode breaks words of other prefixes of the beam, too.
+    never = [i for i in range(1, vocabulary) if tokenizer.piece(i) in ("<unk>", SPACE, "<sos/eos>")]
+    log_probs = posteriors(flags.lm_rows, frames, vocabulary, spoken, never)
+    scores = CTCScores(log_probs, np.ones((flags.lm_rows, frames), bool))
     model, lexicon = LanguageModel(tokenizer, lm), Lexicon(tokenizer, words)
     weights: dict[str, Any] = {"lm_weight": LM_WEIGHT, "word_score": WORD_SCORE, "beam": flags.beam}
     search, constrained = NGramSearch(model, **weights), NGramSearch(model, lexicon=lexicon, **weights)
     labels = ["", *(tokenizer.piece(i) for i in range(1, vocabulary))]
     common = {"labels": labels, "beam": flags.beam, "tokens": TOKENS_PER_FRAME, "lm": str(lm)}
-    path = save(folder / "spoken.npz", {"log_probs": scores.log_probs})
+    path = save(folder / "spoken.npz", {"log_probs": log_probs})
     worker.call("load", path=path, weights=[LM_WEIGHT, WORD_SCORE], **common)
     ours = [tokenizer.decode(ids) for ids in first(search(scores))]
     times = paired(
