@@ -146,6 +146,12 @@ def test_a_folder_of_the_other_kind_is_named_in_one_line(run, recogniser, tmp_pa
     assert "no steps yet" in states[str(recogniser)]
 
 
+def test_several_processes_are_refused(recogniser, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="tiny_lm: a language model is trained by one process.*, not by 2"):
+        train_language_model(tiny(), epath.Path(tmp_path / "run"))
+
+
 def test_bad_input_is_named(recogniser, tmp_path):
     def train(**changes):
         text = dataclasses.replace(tiny().text, **changes)
