@@ -22,4 +22,7 @@ def get_config() -> LanguageModelExperiment:
         name="lm_an4",
         text=replace(demo.text, run="runs/an4_transformer"),
         batching=replace(demo.batching, tokens_per_batch=500),
+        model=replace(demo.model, width=256),
+        optimizer=replace(demo.optimizer, learning_rate=3e-3),
+        training=replace(demo.training, epochs=40),
     )

@@ -19,7 +19,7 @@ def get_config() -> LanguageModelExperiment:
         name="lm_demo",
         text=TextConfig(run="runs/demo"),
         batching=SentenceBatchingConfig(tokens_per_batch=1000, num_buckets=3),
-        model=LanguageModelConfig(num_layers=1, width=128, dropout=0.3),
+        model=LanguageModelConfig(num_layers=1, width=128, dropout=0.5),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=50, schedule="cosine", weight_decay=0.0),
-        training=LanguageModelTrainingConfig(epochs=20, average_best=3),
+        training=LanguageModelTrainingConfig(epochs=30, average_best=3),
     )

@@ -7,8 +7,8 @@ takes, has one. It is made for shallow fusion, see docs/language_models.md. Want
 `configs/librispeech100_transformer.py` in `runs/librispeech100_transformer`, finished or begun.
 Of the 800 M words of LibriSpeech's own text (OpenSLR SLR11, unpacked) add
 `--text.train=librispeech-lm-norm.txt --training.epochs=1`: token ids are kept in memory, 4 bytes each and twice that
-while they are read, which is about 10 GB; encoding takes one process a good hour. Not measured here.
-Time: an accelerator's job with the further text; transcripts alone (28,539 sentences) an hour or two on two CPU cores.
+while they are read, which is about 10 GB; encoding takes one process an hour or so. Neither was measured.
+Time: an accelerator's job: some 80 TFLOP an epoch of the transcripts (28,539 sentences), by count; not measured.
 """
 
 from i3d_jax.data.sentences import SentenceBatchingConfig, TextConfig
