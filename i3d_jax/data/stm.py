@@ -67,9 +67,12 @@ def read_stm(path: epath.Path) -> Iterator[Segment]:
     """The segments of a file, in its order, their texts as they stand.
 
     Raises:
-      ValueError: a line that is none; file and line are named.
+      ValueError: a line that is none, or the file is not UTF-8; file and line are named.
     """
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith(";;"):
             continue

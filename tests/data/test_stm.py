@@ -112,3 +112,12 @@ def test_one_name_for_two_segments_is_an_error(tmp_path):
 )
 def test_words_only(text, expected):
     assert stm.words_only(text) == expected
+
+
+def test_a_byte_order_mark_is_passed_over_and_another_encoding_named(tmp_path):
+    file = epath.Path(tmp_path / "talk.stm")
+    file.write_bytes(("\ufeff" + LINES.partition("\n")[2]).encode())
+    assert [one.recording for one in stm.read_stm(file)][:1] == ["Talk_1"]
+    file.write_bytes("Talk_1 1 Ann 0.5 1.0 <o> Ä\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="talk.stm is not a text file in UTF-8"):
+        list(stm.read_stm(file))
