@@ -64,10 +64,15 @@ class EvalFlags:
     with an attention decoder ``attention``, or ``joint`` with CTC prefix scores (docs/aed.md)."""
     beam: int | None = None
     """Prefixes or hypotheses that a decoder other than ``greedy`` keeps; default: 10."""
+    tokens_per_frame: int | None = None
+    """Most probable tokens of a frame by which ``prefix_beam`` extends a prefix; default: 40. Fewer are quicker, above
+    all with an n-gram model or a lexicon."""
     ctc_weight: float | None = None
     """Weight of the CTC prefix scores of ``--decoder=joint``; default: 0.3."""
     length_bonus: float | None = None
     """Added for each token by ``attention`` and ``joint``; default: 0."""
+    max_length_ratio: float | None = None
+    """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame (40 ms); default: 1."""
     lm: str = ""
     """ARPA file of words or of the tokenizer's pieces, as ``python -m i3d_jax.cli.ngram`` writes it."""
     lm_weight: float | None = None
@@ -145,7 +150,7 @@ def _decoder(flags: EvalFlags) -> DecodingConfig:
     Raises:
       ValueError: a bad value, or options of a decoder or language model that there is none of.
     """
-    names = ("beam", "ctc_weight", "length_bonus", "lm_weight", "word_score")
+    names = ("beam", "tokens_per_frame", "ctc_weight", "length_bonus", "max_length_ratio", "lm_weight", "word_score")
     own: dict[str, Any] = {name: getattr(flags, name) for name in names}
     given = {name: value for name, value in own.items() if value is not None}
     files = {name: path for name in ("lm", "lexicon") if (path := getattr(flags, name))}

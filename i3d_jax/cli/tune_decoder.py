@@ -20,6 +20,7 @@ from i3d_jax import files, schema
 from i3d_jax.experiment import ExperimentConfig, load_saved_config, parse_flags, run_program
 from i3d_jax.inference.decoder import DecoderName, DecodingConfig
 from i3d_jax.inference.evaluation import evaluation_batches
+from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME
 from i3d_jax.inference.recognizer import Recognizer, load
 from i3d_jax.inference.report import align_columns, report_meta
 from i3d_jax.inference.scoring import score
@@ -46,6 +47,8 @@ class TuneFlags:
     """Text file of the only words that ``prefix_beam`` may give, one a line."""
     beam: int = 10
     """Prefixes or hypotheses that are kept."""
+    tokens_per_frame: int = TOKENS_PER_FRAME
+    """Most probable tokens of a frame by which ``prefix_beam`` extends a prefix."""
     max_length_ratio: float = 1.0
     """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame."""
     lm_weights: tuple[float, ...] | None = None
@@ -75,8 +78,9 @@ def main(argv: list[str]) -> None:
     for name in ("lm", "lexicon"):
         if path := getattr(flags, name):
             options[name] = os.path.abspath(os.path.expanduser(path))
-    if flags.max_length_ratio != 1.0:
-        options["max_length_ratio"] = flags.max_length_ratio
+    for name, default in (("tokens_per_frame", TOKENS_PER_FRAME), ("max_length_ratio", 1.0)):
+        if getattr(flags, name) != default:
+            options[name] = getattr(flags, name)
     base = DecodingConfig(flags.decoder, flags.beam, **options)
     grid = weights_to_try(base, flags)
     recognizer, config = spread(load(run)), load_saved_config(run / "config.json")

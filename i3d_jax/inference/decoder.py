@@ -99,6 +99,8 @@ class DecodingConfig:
                 self.decoder == "joint" or (self.decoder == "attention" and name != "ctc_weight")
             ):
                 raise ValueError(f"{name}={getattr(self, name)}: decoder {self.decoder!r} has no such option")
+        if self.joint and self.tokens_per_frame != TOKENS_PER_FRAME:
+            raise ValueError(f"tokens_per_frame={self.tokens_per_frame}: decoder {self.decoder!r} has no such option")
         if self.joint and self.lm and not is_neural(self.lm):
             raise ValueError(
                 f"lm={self.lm}: decoder {self.decoder!r} takes the folder of a neural language model; n-gram models "
@@ -122,6 +124,7 @@ class DecodingConfig:
             return self.decoder
         short = {name: digest[:6] for name, digest in self.digests.items()}
         parts = [f"{self.decoder}{self.beam}"]
+        parts += [f"tokens{self.tokens_per_frame}"] if self.tokens_per_frame != TOKENS_PER_FRAME else []
         if self.joint:
             parts += [f"{value:g}" for value in (self.joint.ctc_weight, self.length_bonus, self.max_length_ratio)]
         parts += [f"lm{short['lm']}-{self.lm_weight:g}"] if self.lm else []

@@ -174,12 +174,14 @@ def test_n_best_is_within_the_beam():
 
 def test_an_attention_decoder_has_its_own_options():
     assert DecodingConfig("prefix_beam").joint is None
+    assert DecodingConfig("prefix_beam", tokens_per_frame=5).label == "prefix_beam10-tokens5"
     joint = DecodingConfig("joint", beam=4, ctc_weight=0.5, length_bonus=1.0, max_length_ratio=0.3)
     assert joint.joint == JointDecodingConfig(4, 0.5, 1.0, 0.3) and joint.label == "joint4-0.5-1-0.3"
     assert DecodingConfig("attention").joint == JointDecodingConfig(10, 0.0)
     for options, error in (
         ({"decoder": "greedy", "length_bonus": 1.0}, "length_bonus=1.0: decoder 'greedy' has no such option"),
         ({"decoder": "attention", "ctc_weight": 0.5}, "ctc_weight=0.5: decoder 'attention' has no such option"),
+        ({"decoder": "joint", "tokens_per_frame": 5}, "tokens_per_frame=5: decoder 'joint' has no such option"),
         ({"decoder": "joint", "beam": 2, "n_best": 3}, "n_best=3: expected 1 to 2, the beam"),
         ({"decoder": "joint", "lm": "a.arpa"}, "takes the folder of a neural language model"),
         ({"decoder": "joint", "ctc_weight": 1.0}, "ctc_weight=1.0: expected at least 0 and below 1"),
