@@ -21,6 +21,7 @@ from i3d_jax.inference.recognizer import load
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.split_evaluation import split_name
 from i3d_jax.threshold_sweep import sweep_run
+from tests.quick_compilation import FLAGS_OF_LONGER_WORK
 
 ROOT = Path(__file__).parents[1]
 
