@@ -1,4 +1,7 @@
-"""Settings of every test: eight emulated CPU devices, quick compilation, no rank promotion, the same examples."""
+"""Settings of every test: eight emulated CPU devices, quick compilation, no rank promotion, the same examples.
+
+The files that take longest come first, so that no worker is left with one of them when the others have nothing to do.
+"""
 
 import atexit
 import os
@@ -26,3 +29,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # No deadline: the first example compiles.
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
+
+_LONGEST = (  # the first minutes of a suite of ten
+    "tests/training/test_step.py",
+    "tests/test_runs.py",
+    "tests/test_contract.py",
+    "tests/test_hosts.py",
+    "tests/test_notebooks.py",
+    "tests/test_family.py",
+    "tests/test_resumption.py",
+    "tests/test_damaged_runs.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))

@@ -2,15 +2,10 @@
 
 import dataclasses
 import json
-import os
-import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -25,13 +20,8 @@ from i3d_jax.inference.evaluation import evaluate
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scoring import compare, score
 from i3d_jax.model.decoder import DecoderConfig
-from i3d_jax.model.gates import GateConfig
-from i3d_jax.run_folder import check_dense
 from i3d_jax.runner import train
-from i3d_jax.training.losses import LossConfig
-from i3d_jax.training.preemption import RESUMABLE
 from i3d_jax.training.warm_start import WarmStartConfig
-from tests import trainings
 from tests.training.test_summaries import read_events
 from tests.trainings import ROOT, log_lines
 
@@ -203,43 +193,6 @@ def test_a_finished_run_is_not_trained_again_and_other_settings_are_refused(run)
         train(dataclasses.replace(config, seed=1), run)
 
 
-def test_killed_anywhere_the_resumed_run_is_bit_equal(tmp_path):
-    undisturbed, killed = tmp_path / "a", tmp_path / "b"
-    programs = trainings.keeping_programs(tmp_path / "programs")
-
-    def start(workdir, *arguments):
-        everything = ("--model.gates.final-temperature=0.5", "--model.decoder.num-layers=1", "--loss.ctc-weight=0.5")
-        return trainings.start(workdir, "--training.epochs=3", *everything, *arguments, text=False, **programs)
-
-    output, _ = (process := start(undisturbed)).communicate(timeout=300)
-    assert process.returncode == 0, output.decode()
-    assert b"\r" not in output and b"\x1b" not in output, "plain lines where there is no terminal"
-    total = log_lines(undisturbed)[-1]["step"]
-    for stop, how in ((total // 3, signal.SIGKILL), (2 * total // 3, signal.SIGTERM)):
-        process = start(killed, "--batching.num-workers=2")
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            if (lines := log_lines(killed)) and lines[-1]["step"] >= stop:
-                break
-            time.sleep(0.01)
-        if how == signal.SIGKILL:
-            process.kill()
-        else:
-            os.killpg(process.pid, how)  # as schedulers do
-        output, _ = process.communicate(timeout=60)  # ends with the last worker
-        assert not (killed / "model").exists()
-    assert process.returncode == RESUMABLE
-    saved = re.search(r"train\.py: ended on request after step (\d+), which is saved; the same", output.decode())
-    assert saved and (killed / "checkpoints" / saved[1] / "manifest.json").exists(), output.decode()
-    output, _ = (process := start(killed)).communicate(timeout=300)
-    assert process.returncode == 0, output.decode()
-    assert f"resumed from step {saved[1]}\n".encode() in output
-    assert trainings.same_parameters(killed, undisturbed)
-    steps = [(line["step"], line["kind"]) for line in log_lines(killed, "train", "dev")]
-    assert steps == [(line["step"], line["kind"]) for line in log_lines(undisturbed, "train", "dev")]
-    assert trainings.losses(killed) == trainings.losses(undisturbed)
-
-
 def test_the_config_of_these_tests_is_valid():
     assert load_config(CONFIG).name == "tiny"
 
@@ -313,17 +266,6 @@ def test_an_attention_decoder_starts_new_from_a_ctc_run_and_decodes(run, tmp_pat
     assert ctc.hypotheses != joint.hypotheses and joint.score.wer < 60
 
 
-def test_a_decoder_must_attend_as_the_dense_models(tmp_path):
-    config = load_config(CONFIG)
-    decoder = DecoderConfig(num_layers=1, num_heads=4)
-    dense = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
-    gated = dataclasses.replace(dense, model=dataclasses.replace(dense.model, decoder=DecoderConfig(1, 2)))
-    with pytest.raises(ValueError, match=r"model.decoder.num_heads: 4 there, 2 here"):
-        check_dense(dense, gated, epath.Path(tmp_path))
-    check_dense(dense, dataclasses.replace(gated, warm_start=WarmStartConfig(new_decoder=True)), epath.Path(tmp_path))
-    check_dense(config, gated, epath.Path(tmp_path))  # whose decoder is missing: the parameters say so
-
-
 def test_a_failed_start_does_not_block_the_corrected_one(tmp_path):
     config = load_config(CONFIG)
     wrong = dataclasses.replace(config, data=dataclasses.replace(config.data, source=str(tmp_path / "nowhere")))
@@ -374,41 +316,3 @@ def test_the_committed_model_transcribes_its_sample():
         assert score([reference], [result.text]).wer <= 25
         assert result.executed_layers < asr.config.model.encoder.num_layers
     assert len({result.text for result in results.values()}) == 1
-
-
-def test_global_normalisation_and_local_gates_or_none_from_a_dense_run(tmp_path):
-    config = load_config(CONFIG)
-    dense = dataclasses.replace(
-        config,
-        name="dense",
-        frontend=dataclasses.replace(config.frontend, normalization="global", normalize_variance=True),
-        model=dataclasses.replace(config.model, gates=GateConfig()),
-        loss=LossConfig(),
-        training=dataclasses.replace(config.training, epochs=1),
-    )
-    started = train(dense, tmp_path / "dense")
-    gated = dataclasses.replace(
-        dense,
-        name="local",
-        model=dataclasses.replace(dense.model, gates=GateConfig(predictor="local")),
-        loss=LossConfig(utility_weight=1.0),
-        training=dataclasses.replace(dense.training, trainable="predictor"),
-        warm_start=WarmStartConfig(run=str(tmp_path / "dense")),
-    )
-    recognizer = train(gated, tmp_path / "local")
-    for name, params in started.params.items():
-        jax.tree.map(np.testing.assert_array_equal, recognizer.params[name], params)
-    assert np.any(recognizer.params["predictor"]["logits"]["kernel"]), "it starts at zero"
-    for ours, theirs in zip(recognizer.stats, started.stats, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert (np.asarray(recognizer.stats.std) > 0).all()
-    assert recognizer.tokenizer.encode("LOW HILL") == started.tokenizer.encode("LOW HILL")
-    # The control without gates goes on from the same weights: with steps too small for float32 they stay.
-    still = dataclasses.replace(gated.optimizer, learning_rate=1e-12, weight_decay=0.0)
-    finetuned = dataclasses.replace(dense, name="finetuned", optimizer=still, warm_start=gated.warm_start)
-    again = train(finetuned, tmp_path / "finetuned")
-    assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-7), again.params, started.params))
-    assert len((tmp_path / "finetuned" / "log.jsonl").read_text().splitlines()) > 2
-    other = dataclasses.replace(gated, tokenizer=dataclasses.replace(gated.tokenizer, vocab_size=30))
-    with pytest.raises(ValueError, match=r"tokenizer.vocab_size: 40 there, 30 here"):
-        train(other, tmp_path / "other")

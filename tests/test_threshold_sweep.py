@@ -21,6 +21,7 @@ from i3d_jax.inference.recognizer import load
 from i3d_jax.model.gates import GateConfig
 from i3d_jax.split_evaluation import split_name
 from i3d_jax.threshold_sweep import sweep_run
+from tests.quick_compilation import FLAGS_OF_LONGER_WORK
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,7 +135,7 @@ def test_sweeps_of_several_runs_are_drawn_together(run, dev_sweep, tmp_path, cap
 
 
 def test_output_that_is_no_terminal_has_plain_lines(run):
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = os.environ | {"XLA_FLAGS": " ".join(FLAGS_OF_LONGER_WORK)}
     for command in (["eval.py", str(run), "--sweep-threshold=0.5"], ["-m", "i3d_jax.cli.runs", str(run)]):
         process = subprocess.run(
             [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, timeout=300
