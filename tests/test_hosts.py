@@ -62,7 +62,7 @@ def test_processes_die_or_are_ended_and_others_go_on_as_one_alone_would(tmp_path
     saved = int(re.search(r"ended on request after step (\d+), which is saved", texts[0])[1])
     assert 9 <= saved < 16
 
-    texts, codes = end(start(together, 2, 2))  # whose programs the first two have compiled
+    texts, codes = end(start(together, 2, 1))
     assert codes == [0] * 2, texts
     assert f"resumed from step {saved}\n" in texts[0]
     assert "final model: average of steps [8, 16]" in texts[0]
