@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from etils import epath
@@ -17,7 +17,7 @@ from etils import epath
 from i3d_jax.analysis.sweep import format_sweep
 from i3d_jax.budget_sweep import sweep_budgets
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
-from i3d_jax.inference.decoder import GREEDY, DecoderName, DecodingConfig
+from i3d_jax.inference.decoding_config import GREEDY, DecoderName, DecodingConfig
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.pattern import read_pattern
 from i3d_jax.inference.recognizer import load
@@ -74,9 +74,11 @@ class EvalFlags:
     max_length_ratio: float | None = None
     """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame (40 ms); default: 1."""
     lm: str = ""
-    """ARPA file of words or of the tokenizer's pieces, as ``python -m i3d_jax.cli.ngram`` writes it."""
+    """Language model of a beam search: an ARPA file of words or of the tokenizer's pieces (``python -m
+    i3d_jax.cli.ngram`` writes one), for ``prefix_beam``; or the folder of a run of ``configs/lm_*.py``, for any."""
     lm_weight: float | None = None
-    """Weight of the language model; default: 0.5. ``python -m i3d_jax.cli.tune_decoder`` finds a better one."""
+    """Weight of the language model; default: 0.5. ``python -m i3d_jax.cli.tune_decoder`` finds better
+    weights."""
     word_score: float | None = None
     """Added for each word, with a language model, which by itself prefers short texts, or a lexicon; default: 0."""
     lexicon: str = ""
@@ -150,17 +152,16 @@ def _decoder(flags: EvalFlags) -> DecodingConfig:
     Raises:
       ValueError: a bad value, or options of a decoder or language model that there is none of.
     """
-    names = ("beam", "tokens_per_frame", "ctc_weight", "length_bonus", "max_length_ratio", "lm_weight", "word_score")
-    own: dict[str, Any] = {name: getattr(flags, name) for name in names}
-    given = {name: value for name, value in own.items() if value is not None}
-    files = {name: path for name in ("lm", "lexicon") if (path := getattr(flags, name))}
-    if flags.decoder == "greedy" and (given or files):
-        options = ", ".join("--" + name.replace("_", "-") for name in [*given, *files])
+    names = ("lm", "lexicon", "beam", "tokens_per_frame", "ctc_weight", "length_bonus", "max_length_ratio",
+             "lm_weight", "word_score")  # fmt: skip
+    given = {name: value for name in names if (value := getattr(flags, name)) not in (None, "")}
+    if flags.decoder == "greedy" and given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ValueError(f"{options}: greedy decoding has no such option; add --decoder=prefix_beam, or =joint")
-    if not flags.lm and given.keys() & ({"lm_weight"} if flags.lexicon else {"lm_weight", "word_score"}):
-        raise ValueError("--lm-weight and --word-score weigh a language model: give one with --lm")
-    absolute = {name: os.path.abspath(os.path.expanduser(path)) for name, path in files.items()}
-    return DecodingConfig(flags.decoder, **absolute, **given)
+    config = DecodingConfig(flags.decoder, **given)
+    for name in given:
+        config.check_option(name)  # also of a value that is the default
+    return config
 
 
 def _tag(data: str) -> str:

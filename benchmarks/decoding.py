@@ -35,7 +35,7 @@ from i3d_jax.data.tokenizer import SPACE, Tokenizer, TokenizerConfig
 from i3d_jax.inference.decoding import greedy_decode
 from i3d_jax.inference.execution import CTCScores
 from i3d_jax.inference.lexicon import Lexicon
-from i3d_jax.inference.ngram import LanguageModel, NGramSearch
+from i3d_jax.inference.ngram import NGramModel, NGramSearch
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
 
 FRAMES_PER_SECOND = 25
@@ -143,7 +143,7 @@ def with_language_model(worker: Worker, folder: Path, flags: Any) -> dict[str, A
     never = [i for i in range(1, vocabulary) if tokenizer.piece(i) in ("<unk>", SPACE, "<sos/eos>")]
     log_probs = posteriors(flags.lm_rows, frames, vocabulary, spoken, never)
     scores = CTCScores(log_probs, np.ones((flags.lm_rows, frames), bool))
-    model, lexicon = LanguageModel(tokenizer, lm), Lexicon(tokenizer, words)
+    model, lexicon = NGramModel(tokenizer, lm), Lexicon(tokenizer, words)
     weights: dict[str, Any] = {"lm_weight": LM_WEIGHT, "word_score": WORD_SCORE, "beam": flags.beam}
     search, constrained = NGramSearch(model, **weights), NGramSearch(model, lexicon=lexicon, **weights)
     labels = ["", *(tokenizer.piece(i) for i in range(1, vocabulary))]

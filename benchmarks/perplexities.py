@@ -19,7 +19,7 @@ from i3d_jax.data.sentences import Sentences
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import load_saved_config
 from i3d_jax.inference.language_model_bundle import load_language_model
-from i3d_jax.inference.ngram import LanguageModel
+from i3d_jax.inference.ngram import NGramModel
 from i3d_jax.inference.perplexity import Perplexity, perplexity
 from i3d_jax.language_model_data import load_sentences
 from i3d_jax.language_model_experiment import LanguageModelExperiment
@@ -33,7 +33,7 @@ def of_ngrams(train: Sentences, dev: Sentences, tokenizer: Tokenizer, order: int
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pieces.arpa"
         write_ngrams(path, train_ngrams(texts, order, pieces))
-        language = LanguageModel(tokenizer, path).kenlm
+        language = NGramModel(tokenizer, path).kenlm
     total = 0.0
     for ids in dev.tokens:
         state = language.start(False)

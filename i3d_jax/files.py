@@ -16,6 +16,11 @@ def absolute(path: epath.PathLike) -> epath.Path:
     return epath.Path(path) if "://" in os.fspath(path) else epath.Path(path).absolute()
 
 
+def expanded(path: epath.PathLike) -> epath.Path:
+    """As `absolute`, of a path that may begin with ``~``."""
+    return absolute(epath.Path(path).expanduser())
+
+
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
     """Writes ``data`` to ``path`` through a temporary neighbour and a rename: readers see the old file or the new one.
 

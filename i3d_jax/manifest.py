@@ -66,18 +66,26 @@ def check_manifest(folder: epath.PathLike) -> dict[str, Any]:
 
 
 def contents_digest(path: epath.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal; of a folder that of its manifest, or of that of its ``model``.
+    """SHA-256 of a file, in hexadecimal; of a bundle, or of the one in a run's ``model/``, that of its files' digests.
 
     A process reads a file again only after its size or time of modification changed.
 
     Raises:
-      FileNotFoundError: there is no such file, or no manifest in the folder.
+      FileNotFoundError: there is no such file, or nothing in the folder.
       OSError: it cannot be read.
     """
-    file = epath.Path(path)
-    if file.is_dir():
-        inner = (file / "model" / NAME, file / NAME)
-        file = next((one for one in inner if one.exists()), inner[-1])
+    place = epath.Path(path)
+    if not place.is_dir():
+        return _cached_digest(place)
+    place = place / "model" if (place / "model").is_dir() else place
+    names = _names(place)
+    if not names:
+        raise FileNotFoundError(f"{place}: nothing there")
+    lines = "".join(f"{name} {_cached_digest(place / name)}\n" for name in names)
+    return hashlib.sha256(lines.encode(errors="backslashreplace")).hexdigest()
+
+
+def _cached_digest(file: epath.Path) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file")
     if "://" in os.fspath(file):

@@ -8,7 +8,7 @@ from i3d_jax.analysis.gate_stats import GateStats, gate_statistics
 from i3d_jax.analysis.plots import plot_gate_probabilities
 from i3d_jax.data.corpora import Corpus, load_corpus
 from i3d_jax.experiment import ExperimentConfig
-from i3d_jax.inference.decoder import GREEDY, DecodingConfig
+from i3d_jax.inference.decoding_config import GREEDY, DecodingConfig
 from i3d_jax.inference.evaluation import Evaluation, check_lengths, evaluate, real_time_factor
 from i3d_jax.inference.execution import Execution
 from i3d_jax.inference.pattern import Pattern
@@ -107,15 +107,19 @@ def evaluate_run(
     if against is not None:
         check_against(corpus, against)
     decoder = recognizer.decoder.config
+    label, digests = decoder.label, decoder.digests  # of what was read: the files may change meanwhile
+    folders = [
+        evaluation_folder(workdir, split, execution, threshold, budget, tag, pattern, decoder)
+        for execution in executions
+    ]
     rows: list[ReportRow] = []
     stats: GateStats | None = None
-    for execution in executions:
+    for execution, folder in zip(executions, folders, strict=True):
         result = evaluate(recognizer, corpus, decide, execution, config.evaluation, config.batching)
         factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
-        row = result.row(recognizer.config.name, execution, decoder.label, split, factor)
+        row = result.row(recognizer.config.name, execution, label, split, factor)
         stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
-        folder = evaluation_folder(workdir, split, execution, threshold, budget, tag, pattern, decoder)
-        _write_evaluation(folder, result, row, stats, config, recognizer, pattern)
+        _write_evaluation(folder, result, row, stats, config, recognizer, pattern, digests)
         rows.append(row)
     assert stats is not None
     if config.model.gates.predictor != "none" and pattern is None:
@@ -134,12 +138,13 @@ def _write_evaluation(
     config: ExperimentConfig,
     recognizer: Recognizer,
     pattern: Pattern | None,
+    digests: dict[str, str],
 ) -> None:
     result.write(folder, recognizer.gate_names)
     key = f"{row['model']}/{row['split']}"
     meta = report_meta(seed=config.seed) | {"score": result.score.to_dict()}
     if recognizer.decoder.config != GREEDY:
-        meta["decoder"] = schema.to_dict(recognizer.decoder.config) | {"digests": recognizer.decoder.config.digests}
+        meta["decoder"] = schema.to_dict(recognizer.decoder.config) | {"digests": digests}
     if pattern is not None:
         meta["pattern"] = pattern.to_dict()
     write_report(folder / "report.json", Report(rows=[row], gates={key: stats.to_dict()}, meta=meta))

@@ -78,11 +78,15 @@ def test_an_unchanged_file_is_read_once(tmp_path, monkeypatch):
     assert contents_digest(path) == "read again"
 
 
-def test_the_digest_of_a_folder_is_that_of_its_manifest(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"manifest\.json: no such file"):
+def test_the_digest_of_a_folder_is_that_of_what_it_holds(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing there"):
         contents_digest(tmp_path)
-    (tmp_path / NAME).write_text("a bundle")
-    assert contents_digest(tmp_path) == hashlib.sha256(b"a bundle").hexdigest()
+    (tmp_path / "params").write_text("a bundle")
+    alone = contents_digest(tmp_path)
+    (tmp_path / NAME).write_text("with or without a manifest")
+    assert contents_digest(tmp_path) == alone
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / NAME).write_text("a run")
-    assert contents_digest(tmp_path) == hashlib.sha256(b"a run").hexdigest()
+    (tmp_path / "model" / "params").write_text("a bundle")
+    assert contents_digest(tmp_path) == alone, "that of a run is that of its model"
+    (tmp_path / "model" / "params").write_text("another")
+    assert contents_digest(tmp_path) != alone

@@ -15,7 +15,7 @@ import i3d_jax
 import train as train_script
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.experiment import load_config, load_saved_config
-from i3d_jax.inference.decoder import DecodingConfig
+from i3d_jax.inference.decoding_config import DecodingConfig
 from i3d_jax.inference.evaluation import evaluate
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scoring import compare, score

@@ -2,25 +2,24 @@
 
 The dev set is encoded once and decoded with every combination of weights: of a language model and its word score, of
 the CTC prefix score of ``--decoder=joint``, of the length bonus of ``attention`` and ``joint``. Writes
-``RUN/eval/tuned-<decoder>.json`` and prints the command that evaluates with the best ones. See docs/decoding.md.
+``RUN/eval/tuned-<search>.json`` and prints the command that evaluates with the best ones. See docs/decoding.md.
 """
 
 import itertools
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+import jax
 import tyro
 from etils import epath
 
 from i3d_jax import files, schema
 from i3d_jax.experiment import ExperimentConfig, load_saved_config, parse_flags, run_program
-from i3d_jax.inference.decoder import DecoderName, DecodingConfig
+from i3d_jax.inference.decoding_config import DecoderName, DecodingConfig
 from i3d_jax.inference.evaluation import evaluation_batches
-from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME
 from i3d_jax.inference.recognizer import Recognizer, load
 from i3d_jax.inference.report import align_columns, report_meta
 from i3d_jax.inference.scoring import score
@@ -45,18 +44,20 @@ class TuneFlags:
     """ARPA file, for ``prefix_beam``, or the folder of a neural language model."""
     lexicon: str = ""
     """Text file of the only words that ``prefix_beam`` may give, one a line."""
-    beam: int = 10
-    """Prefixes or hypotheses that are kept."""
-    tokens_per_frame: int = TOKENS_PER_FRAME
-    """Most probable tokens of a frame by which ``prefix_beam`` extends a prefix."""
-    max_length_ratio: float = 1.0
-    """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame."""
+    beam: int | None = None
+    """Prefixes or hypotheses that are kept; default: 10."""
+    tokens_per_frame: int | None = None
+    """Most probable tokens of a frame by which ``prefix_beam`` extends a prefix; default: 40."""
+    max_length_ratio: float | None = None
+    """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame; default: 1."""
+    threshold: float | None = None
+    """beta of a gated run, with which it is evaluated then; default: its own."""
     lm_weights: tuple[float, ...] | None = None
     """Weights of the language model to try; default: 0, 0.2, ..., 1."""
     word_scores: tuple[float, ...] | None = None
-    """Word scores to try, with a language model or lexicon; default: 0, 1, 2."""
+    """Word scores to try, with a language model or lexicon; default: 0, 1, 2, of ``attention`` and ``joint`` 0."""
     ctc_weights: tuple[float, ...] | None = None
-    """CTC weights of ``joint`` to try; default: 0.1, 0.3, 0.5, 0.7."""
+    """CTC weights of ``joint`` to try; default: 0.1, 0.3, 0.5, 0.7, with a language model 0.3."""
     length_bonuses: tuple[float, ...] | None = None
     """Length bonuses of ``attention`` and ``joint`` to try; default: 0, 0.5, 1."""
 
@@ -74,34 +75,31 @@ def main(argv: list[str]) -> None:
     """Try every combination, print a table and write it."""
     flags = parse_flags(argv, TuneFlags, description=__doc__ or "")
     run = epath.Path(flags.run).expanduser()
-    options: dict[str, Any] = {}
-    for name in ("lm", "lexicon"):
-        if path := getattr(flags, name):
-            options[name] = os.path.abspath(os.path.expanduser(path))
-    for name, default in (("tokens_per_frame", TOKENS_PER_FRAME), ("max_length_ratio", 1.0)):
-        if getattr(flags, name) != default:
-            options[name] = getattr(flags, name)
-    base = DecodingConfig(flags.decoder, flags.beam, **options)
+    fields = ("beam", "tokens_per_frame", "max_length_ratio", "lm", "lexicon")
+    options: dict[str, Any] = {name: value for name in fields if (value := getattr(flags, name)) not in (None, "")}
+    base = DecodingConfig(flags.decoder, **options)
     grid = weights_to_try(base, flags)
     recognizer, config = spread(load(run)), load_saved_config(run / "config.json")
-    points = tune(recognizer, config, base, grid)
+    search, digests = base.search_label, base.digests
+    points = tune(recognizer, config, base, grid, flags.threshold)
     best = best_point(points)
     data = {
-        "decoder": schema.to_dict(base) | {"digests": base.digests},
+        "decoder": schema.to_dict(base) | {"digests": digests},
+        "threshold": flags.threshold,
         "best": schema.to_dict(best),
         "rows": [schema.to_dict(point) for point in points],
         "meta": report_meta(seed=config.seed),
     }
-    files_read = [f"-{name}{digest[:6]}" for name, digest in base.digests.items()]
-    table = run / "eval" / f"tuned-{base.decoder}{base.beam}{''.join(files_read)}.json"
+    at = "" if flags.threshold is None else f"-{flags.threshold:g}"
+    table = run / "eval" / f"tuned{at}-{search}.json"
     files.write_text(table, json.dumps(data, indent=1, allow_nan=False) + "\n")
     body = [[*(f"{value:g}" for value in p.weights.values()), f"{p.wer:.2f}", f"{p.cer:.2f}"] for p in points]
     names = [name.replace("_", " ") for name in best.weights]
     log("\n" + align_columns([*names, "WER", "CER"], body, [False] * (len(names) + 2)))
-    given = [f"--{name.replace('_', '-')}={getattr(flags, name)}" for name in options]
-    chosen = [f"--{name.replace('_', '-')}={value:g}" for name, value in best.weights.items()]
-    command = ["python", "eval.py", flags.run, "--split=test", f"--decoder={base.decoder}", f"--beam={base.beam}"]
-    log(f"\nwritten: {table}\nbest on dev: {shlex.join([*command, *given, *chosen])}")
+    given = options | ({} if flags.threshold is None else {"threshold": flags.threshold}) | best.weights
+    flagged = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    command = shlex.join(["python", "eval.py", flags.run, "--split=test", f"--decoder={base.decoder}", *flagged])
+    log(f"\nwritten: {table}\nbest on dev: {command}")
 
 
 def weights_to_try(base: DecodingConfig, flags: TuneFlags) -> list[dict[str, Any]]:
@@ -110,27 +108,30 @@ def weights_to_try(base: DecodingConfig, flags: TuneFlags) -> list[dict[str, Any
     Raises:
       ValueError: values for a weight that it has not, or none at all to try.
     """
-    attends = base.joint is not None
-    lists: dict[str, tuple[bool, str, Sequence[float]]] = {
-        "ctc_weight": (base.decoder == "joint", "ctc_weights", CTC_WEIGHTS),
-        "length_bonus": (attends, "length_bonuses", LENGTH_BONUSES),
-        "lm_weight": (bool(base.lm), "lm_weights", LM_WEIGHTS),
-        "word_score": (bool(base.lm or base.lexicon), "word_scores", (0.0,) if attends else WORD_SCORES),
+    lists: dict[str, tuple[str, Sequence[float]]] = {
+        "ctc_weight": ("ctc_weights", (0.3,) if base.lm else CTC_WEIGHTS),
+        "length_bonus": ("length_bonuses", LENGTH_BONUSES),
+        "lm_weight": ("lm_weights", LM_WEIGHTS),
+        "word_score": ("word_scores", (0.0,) if base.joint else WORD_SCORES),
     }
     chosen: dict[str, Sequence[float]] = {}
-    for name, (has, option, default) in lists.items():
+    for name, (option, default) in lists.items():
         given = getattr(flags, option)
-        if given is not None and not has:
-            raise ValueError(f"--{option.replace('_', '-')}: this decoder has no {name.replace('_', ' ')} to weigh")
-        if has:
+        if name in base.weights:
             chosen[name] = default if given is None else given
+        elif given is not None:
+            raise ValueError(f"--{option.replace('_', '-')}: this decoder has no {name.replace('_', ' ')} to weigh")
     if not all(chosen.values()) or not chosen:
         raise ValueError(f"decoder {base.decoder!r}: no weights to try; give --lm=... or --decoder=joint")
     return [dict(zip(chosen, values, strict=True)) for values in itertools.product(*chosen.values())]
 
 
 def tune(
-    recognizer: Recognizer, config: ExperimentConfig, base: DecodingConfig, grid: Sequence[dict[str, Any]]
+    recognizer: Recognizer,
+    config: ExperimentConfig,
+    base: DecodingConfig,
+    grid: Sequence[dict[str, Any]],
+    threshold: float | None = None,
 ) -> list[TunedPoint]:
     """Error rates on dev for every combination of weights, in the order given.
 
@@ -139,6 +140,7 @@ def tune(
       config: of its run.
       base: the decoder.
       grid: fields of it and their values.
+      threshold: beta; None takes the model's own.
 
     Raises:
       ModuleNotFoundError: flashlight-text is not installed, and wanted.
@@ -149,13 +151,13 @@ def tune(
     scoring = recognizer.with_decoder(base)
     decoders = [scoring.decoder.reweighted(own) for own in configs]
     corpus = load_split(config, "dev")
-    execution, decide = recognizer.best_execution(rows=2), recognizer.decision()
+    execution, decide = recognizer.best_execution(rows=2), recognizer.decision(threshold)
     texts = [[""] * len(corpus) for _ in configs]
     batches, total = evaluation_batches(recognizer, corpus, config.evaluation, config.batching)
     for planned, batch in progress(batches, f"{corpus.name}, {len(configs)} combinations", total=total):
         scored = scoring.run(batch.waveform, batch.num_samples, decide, execution)
         for own, decoder in zip(texts, decoders, strict=True):
-            found = decoder(scored, scoring.params)
+            found = jax.device_get(decoder(scored, scoring.params)._replace(n_best=None))
             for row, index in enumerate(planned.indices):
                 own[index] = recognizer.text(found, row)
     references = [utterance.text for utterance in corpus.utterances]

@@ -12,9 +12,8 @@ A neural language model is part of these programs (`inference.fusion`).
 """
 
 import copy
-import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,138 +22,18 @@ import numpy as np
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.alignment import align, path_log_probs
 from i3d_jax.inference.decoding import BLANK
-from i3d_jax.inference.fusion import is_neural, load_fusion
-from i3d_jax.inference.joint_decoding import JointDecodingConfig, joint_search
+from i3d_jax.inference.decoding_config import GREEDY, DecodingConfig
+from i3d_jax.inference.fusion import load_fusion
+from i3d_jax.inference.joint_decoding import joint_search
 from i3d_jax.inference.lexicon import Lexicon
-from i3d_jax.inference.ngram import LanguageModel, NGramSearch
-from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest, prefix_beam_search
+from i3d_jax.inference.ngram import NGramModel, NGramSearch
+from i3d_jax.inference.prefix_beam import NBest, prefix_beam_search
 from i3d_jax.inference.recognition import CTCScores, Kept, Recognition
-from i3d_jax.manifest import contents_digest
 from i3d_jax.model.decoder import Decoder as AttentionDecoder
 from i3d_jax.model.encoder import Params
 from i3d_jax.types import Array
 
-DecoderName = Literal["greedy", "prefix_beam", "attention", "joint"]
-DECODERS: tuple[DecoderName, ...] = ("greedy", "prefix_beam", "attention", "joint")
-
-MAX_BEAM = 1000
 _LEAST_FRAMES, _LEAST_TOKENS = 32, 16
-_NO_LM_WEIGHTS = (0.5, 0.0)  # the defaults: they say that nothing was asked for
-
-
-@dataclass(frozen=True)
-class DecodingConfig:
-    """How encoder states become tokens."""
-
-    decoder: DecoderName = "greedy"
-    """``greedy``; ``prefix_beam``, which sums over alignments; ``attention`` and ``joint``: by an attention decoder."""
-    beam: int = 10
-    """Prefixes that are kept from frame to frame, or hypotheses from token to token."""
-    n_best: int = 1
-    """Texts that a beam search gives with their scores, at most ``beam``."""
-    tokens_per_frame: int = TOKENS_PER_FRAME
-    """Tokens of a frame by which a prefix may be extended, its most probable ones."""
-    lm: str = ""
-    """ARPA file of words or of the tokenizer's pieces, for ``prefix_beam``, or the folder of a neural language model,
-    for any beam search; empty for none."""
-    lm_weight: float = 0.5
-    """Weight of the language model's natural log probabilities."""
-    word_score: float = 0.0
-    """Added for each word: language models prefer short texts."""
-    ctc_weight: float = 0.3
-    """Weight of the CTC prefix score in ``joint``."""
-    length_bonus: float = 0.0
-    """Added for each token of ``attention`` and ``joint``."""
-    max_length_ratio: float = 1.0
-    """Greatest number of tokens of ``attention`` and ``joint`` for each encoder frame (40 ms); memory grows with it."""
-    lexicon: str = ""
-    """Text file of the only words that ``prefix_beam`` may give, one a line; empty for any word."""
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for values that no decoder has."""
-        if self.decoder not in DECODERS:
-            raise ValueError(f"decoder {self.decoder!r} is unknown: choose one of {', '.join(DECODERS)}")
-        for name, value, most in (("beam", self.beam, MAX_BEAM), ("tokens_per_frame", self.tokens_per_frame, math.inf)):
-            if not 1 <= value <= most:
-                raise ValueError(
-                    f"{name}={value}: expected at least 1" + (f", at most {most}" if most < math.inf else "")
-                )
-        if self.lm and self.decoder == "greedy":
-            raise ValueError(f'lm={self.lm}: greedy decoding has no language model; take decoder="prefix_beam"')
-        if self.lexicon and is_neural(self.lm):
-            raise ValueError(f"lexicon={self.lexicon}: with the neural language model {self.lm} there is none")
-        if self.lexicon and self.decoder != "prefix_beam":
-            raise ValueError(f"lexicon={self.lexicon}: decoder {self.decoder!r} has none; take 'prefix_beam'")
-        weights = (self.lm_weight, 0.0 if self.lexicon else self.word_score)
-        if not self.lm and weights != _NO_LM_WEIGHTS:
-            raise ValueError("lm_weight and word_score weigh a language model: give one, lm=...")
-        if not 0 <= self.lm_weight < math.inf:
-            raise ValueError(f"lm_weight={self.lm_weight}: expected a number from 0 on")
-        if not math.isfinite(self.word_score):
-            raise ValueError(f"word_score={self.word_score}: expected a finite number")
-        if self.decoder == "greedy" and (self.beam, self.n_best, self.tokens_per_frame) != (10, 1, TOKENS_PER_FRAME):
-            raise ValueError("greedy decoding has no beam, n_best or tokens_per_frame: take another decoder")
-        for name, default in (("ctc_weight", 0.3), ("length_bonus", 0.0), ("max_length_ratio", 1.0)):
-            if getattr(self, name) != default and not (
-                self.decoder == "joint" or (self.decoder == "attention" and name != "ctc_weight")
-            ):
-                raise ValueError(f"{name}={getattr(self, name)}: decoder {self.decoder!r} has no such option")
-        if self.joint and self.tokens_per_frame != TOKENS_PER_FRAME:
-            raise ValueError(f"tokens_per_frame={self.tokens_per_frame}: decoder {self.decoder!r} has no such option")
-        if self.joint and self.lm and not is_neural(self.lm):
-            raise ValueError(
-                f"lm={self.lm}: decoder {self.decoder!r} takes the folder of a neural language model; n-gram models "
-                "are for 'prefix_beam'"
-            )
-        if not 1 <= self.n_best <= self.beam:
-            raise ValueError(f"n_best={self.n_best}: expected 1 to {self.beam}, the beam")
-
-    @property
-    def joint(self) -> JointDecodingConfig | None:
-        """The search of an attention decoder; None for decoders of CTC scores."""
-        if self.decoder not in ("attention", "joint"):
-            return None
-        weight = self.ctc_weight if self.decoder == "joint" else 0.0
-        return JointDecodingConfig(self.beam, weight, self.length_bonus, self.max_length_ratio)
-
-    @property
-    def label(self) -> str:
-        """Short name for reports and folders."""
-        if self.decoder == "greedy":
-            return self.decoder
-        short = {name: digest[:6] for name, digest in self.digests.items()}
-        parts = [f"{self.decoder}{self.beam}"]
-        parts += [f"tokens{self.tokens_per_frame}"] if self.tokens_per_frame != TOKENS_PER_FRAME else []
-        if self.joint:
-            parts += [f"{value:g}" for value in (self.joint.ctc_weight, self.length_bonus, self.max_length_ratio)]
-        parts += [f"lm{short['lm']}-{self.lm_weight:g}"] if self.lm else []
-        parts += [f"{self.word_score:g}"] if self.word_score else []
-        return "-".join([*parts, *([f"lexicon{short['lexicon']}"] if self.lexicon else [])])
-
-    @property
-    def digests(self) -> dict[str, str]:
-        """SHA-256 of the contents of the files that are read, by their field.
-
-        Raises:
-          FileNotFoundError: there is no such file.
-        """
-        return {name: contents_digest(path) for name in ("lm", "lexicon") if (path := getattr(self, name))}
-
-
-GREEDY = DecodingConfig()
-
-
-def decoder_config(decoder: DecoderName | DecodingConfig | None, beam: int | None = None) -> DecodingConfig | None:
-    """The settings of a decoder that is given by its name, or not at all.
-
-    Raises:
-      ValueError: unknown decoder, bad beam, or a beam for what has none.
-    """
-    if beam is None:
-        return DecodingConfig(decoder) if isinstance(decoder, str) else decoder
-    if not isinstance(decoder, str) or decoder == "greedy":
-        raise ValueError(f'beam={beam} needs decoder="prefix_beam": a DecodingConfig has its own, greedy has none')
-    return DecodingConfig(decoder, beam)
 
 
 class Decoder:
@@ -181,7 +60,7 @@ class Decoder:
           attention: the model's attention decoder, if it has one.
 
         Raises:
-          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model or a lexicon, as `LanguageModel`,
+          ModuleNotFoundError, FileNotFoundError, ValueError: with a language model or a lexicon, as `NGramModel`,
             `load_fusion`, `Lexicon` and `NGramSearch`.
           ValueError: the search needs an attention decoder, and there is none.
         """
@@ -192,8 +71,8 @@ class Decoder:
         self.config = config
         self.timestamps = timestamps
         self._attention = attention
-        self._fusion = load_fusion(config.lm, tokenizer) if is_neural(config.lm) else None
-        self._model = LanguageModel(tokenizer, config.lm) if config.lm and not self._fusion else None
+        self._fusion = load_fusion(config.lm, tokenizer) if config.neural else None
+        self._model = NGramModel(tokenizer, config.lm) if config.lm and not self._fusion else None
         self._lexicon = Lexicon(tokenizer, config.lexicon) if config.lexicon else None
         self._ngram: NGramSearch | None = None
         self._weigh()
@@ -240,7 +119,7 @@ class Decoder:
         scores, states = _padded(scores, recognition.states)
         n_best = self.search(scores, states, params)
         tokens, num_tokens = n_best.tokens[:, 0], n_best.num_tokens[:, 0]
-        length = max(_LEAST_TOKENS, 2 ** max(int(np.max(num_tokens, initial=0)) - 1, 0).bit_length())
+        length = _token_length(int(np.max(num_tokens, initial=0)))
         path, posteriors = (each[:, :frames] for each in _aligned(scores, tokens[:, :length], num_tokens))
         return recognition._replace(
             tokens=jnp.pad(tokens, ((0, 0), (0, max(frames - tokens.shape[1], 0))))[:, :frames],
@@ -252,6 +131,17 @@ class Decoder:
             path_log_probs=posteriors,
             n_best=n_best,
         )
+
+    def warm_up(self, recognition: Recognition, params: Params) -> None:
+        """Compile what texts of any length need in a batch of the shape of this recognition, from `Recognizer.run`."""
+        jax.block_until_ready(self(recognition, params))
+        if recognition.scores is None or self.config.decoder == "greedy":
+            return
+        scores, _ = _padded(recognition.scores, None)
+        rows, frames = scores.mask.shape
+        lengths = {min(_token_length(count), frames) for count in range(1, frames + 1)}
+        for length in sorted(lengths):
+            jax.block_until_ready(_aligned(scores, jnp.zeros((rows, length), jnp.int32), jnp.zeros(rows, jnp.int32)))
 
     def search(self, scores: CTCScores, states: Array | None, params: Params) -> NBest:
         """The best token sequences of each row, of a decoder that searches.
@@ -272,6 +162,11 @@ class Decoder:
             static, self._attention, params["decoder"], states, *scores, fusion=self._fusion, weights=weights
         )
         return NBest(*(each[:, : self.config.n_best] for each in found))
+
+
+def _token_length(count: int) -> int:
+    """Static length for so many tokens: few of them, each is a compilation."""
+    return max(_LEAST_TOKENS, 2 ** max(count - 1, 0).bit_length())
 
 
 _joint_search = jax.jit(joint_search, static_argnums=(0, 1))

@@ -1,6 +1,5 @@
 """Shallow fusion with a neural language model of tokens: what it adds to the score of a hypothesis, token by token."""
 
-import os
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +21,7 @@ class Fusion:
       params: of the language model.
       weight: scalar, of its natural log probabilities.
       word_score: scalar, added for each piece that begins a word: language models prefer short texts.
-      begins_word: [V] bool, tokens that begin a word.
+      begins_word: [V] bool, tokens that begin with SentencePiece's mark of a space.
       model: the language model.
     """
 
@@ -53,11 +52,6 @@ class Fusion:
 def chosen(state: Any, parents: jax.Array) -> Any:
     """A state with leaves [layers, B, K, ...] of the hypotheses ``parents`` [B, K] of each utterance."""
     return jax.tree.map(lambda x: jnp.take_along_axis(x, parents[None, :, :, None], axis=2), state)
-
-
-def is_neural(path: str) -> bool:
-    """Whether a language model is a folder, which holds a neural one, and not an ARPA file."""
-    return os.path.isdir(path)
 
 
 def load_fusion(path: str, tokenizer: Tokenizer) -> Fusion:

@@ -29,7 +29,7 @@ _NO_THRESHOLD = 1e4  # prefixes are dropped by their rank alone
 _OUTSIDE = -1e9
 
 
-class LanguageModel:
+class NGramModel:
     """An n-gram language model for a tokenizer.
 
     Attributes:
@@ -74,7 +74,7 @@ class NGramSearch:
 
     def __init__(
         self,
-        model: LanguageModel | None,
+        model: NGramModel | None,
         *,
         lexicon: Lexicon | None = None,
         lm_weight: float = 0.0,
@@ -156,7 +156,7 @@ def _sequence(result: Any) -> tuple[int, ...]:
 
 
 def _weighted(
-    decoders: ModuleType, model: LanguageModel | None, lexicon: Lexicon | None, lm_weight: float, word_score: float
+    decoders: ModuleType, model: NGramModel | None, lexicon: Lexicon | None, lm_weight: float, word_score: float
 ) -> Any:
     """A language model of tokens for the decoder, with the weights of `NGramSearch`.
 
@@ -238,6 +238,7 @@ def _flashlight(name: str) -> ModuleType:
         return importlib.import_module(f"flashlight.lib.text.{name}")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "decoding with a language model needs flashlight-text, which has wheels for Python 3.11 and 3.12: "
+            "decoding with an n-gram language model or a lexicon needs flashlight-text, which has wheels for Python "
+            "3.11 and 3.12 (a neural language model does not): "
             "pip install 'i3d-jax[lm]', or pip install flashlight-text"
         ) from error

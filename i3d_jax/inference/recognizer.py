@@ -15,7 +15,8 @@ from i3d_jax.audio.frontend import GlobalStats, num_frames
 from i3d_jax.compilation_cache import keep_programs
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.inference.bundle import Bundle, RecognizerConfig, load_bundle, save_bundle
-from i3d_jax.inference.decoder import Decoder, DecoderName, DecodingConfig, decoder_config
+from i3d_jax.inference.decoder import Decoder
+from i3d_jax.inference.decoding_config import DecoderName, DecodingConfig, decoder_config
 from i3d_jax.inference.execution import (
     EXECUTIONS,
     Execution,
@@ -40,6 +41,8 @@ from i3d_jax.model.encoder import Params
 from i3d_jax.model.flops import budget_decision, count_flops, encoder_share
 from i3d_jax.model.gates import Decision, inference_decision
 from i3d_jax.types import Array
+
+_MOST_DECODERS = 16  # that one model keeps, with their language models
 
 
 class Recognizer:
@@ -86,15 +89,25 @@ class Recognizer:
         """
         config = config or self.decoder.config
         timestamps = self.decoder.timestamps if timestamps is None else timestamps
-        if (config, timestamps) == (self.decoder.config, self.decoder.timestamps):
-            return self
-        other = self._decoding.get((config, timestamps))
-        if other is None:
-            decoder = Decoder(self.tokenizer, config, timestamps, self.model.decoder)
-            devices = self.split.devices if self.split else ()
-            other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
-            other._unstacked = self._unstacked  # not twice in memory
-            self._decoding[config, timestamps] = other
+        key = (config, timestamps, *sorted(config.digests.items()))  # of contents: another model may lie there by now
+        if key not in self._decoding:
+            self._decoding[key] = self._sibling(config, timestamps)
+            while len(self._decoding) > _MOST_DECODERS:
+                del self._decoding[next(iter(self._decoding))]
+        return self._decoding[key]
+
+    def _sibling(self, config: DecodingConfig, timestamps: bool) -> "Recognizer":
+        """Another recogniser of the family, which shares what is the same: programs, parameters, language model."""
+        known = [key for key in self._decoding if key[0].unweighted == config.unweighted and key[1] == timestamps]
+        fresh = {tuple(sorted(config.digests.items()))}
+        alike = next((self._decoding[key].decoder for key in known if key[2:] in fresh), None)
+        decoder = alike.reweighted(config) if alike else Decoder(self.tokenizer, config, timestamps, self.model.decoder)
+        devices = self.split.devices if self.split else ()
+        other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
+        other._unstacked, other._decoding = self._unstacked, self._decoding
+        same = next((own for own in (self, *self._decoding.values()) if own.decoder.keep == decoder.keep), None)
+        if same:
+            other.pipeline, other.split, other._programs = same.pipeline, same.split, same._programs
         return other
 
     @property
@@ -107,7 +120,10 @@ class Recognizer:
         self._params = params
         self._unstacked: Params | None = None
         self._programs: dict[tuple[Execution, bool], Any] = {}
-        self._decoding: dict[tuple[DecodingConfig, bool], Recognizer] = {}
+        own = self.decoder.config
+        self._decoding: dict[tuple[Any, ...], Recognizer] = {
+            (own, self.decoder.timestamps, *sorted(own.digests.items())): self
+        }
 
     @cached_property
     def gate_names(self) -> tuple[str, ...]:
@@ -280,7 +296,8 @@ class Recognizer:
             at most.
           decoder: its name, or all settings of one (`DecodingConfig`); None takes the recogniser's own, which is
             ``greedy`` unless it was made `with_decoder`.
-          beam: of a decoder that is given by name; None takes its default.
+          beam: of a decoder that is given by name, whose other options are then the defaults, or of the recogniser's
+            own; None takes what that has.
           timestamps: give times and confidences of the words, ``words`` of the result; None does as the recogniser.
           show_progress: of long audio, on stderr.
 
@@ -301,7 +318,7 @@ class Recognizer:
         window_seconds = self.config.window_seconds if window_seconds is None else window_seconds
         overlap_seconds = default_overlap(window_seconds) if overlap_seconds is None else overlap_seconds
         plan = plan_windows(window_seconds, overlap_seconds, self.config.sample_rate)
-        decoding = self.with_decoder(decoder_config(decoder, beam), timestamps)
+        decoding = self.with_decoder(decoder_config(decoder, beam, self.decoder.config), timestamps)
         if not isinstance(audio, Sequence) or isinstance(audio, str):
             opened = open_audio(self, audio, sample_rate, plan)
             return transcribe_one(decoding, opened, plan, decide, execution, show_progress)
@@ -330,7 +347,7 @@ class Recognizer:
             samples = round(min(length, 2 * window) * self.config.sample_rate)
             silence = np.zeros(min(max(samples, 1), plan.length), np.float32)
             batch = alone(silence) if samples <= plan.length else one_window(silence, plan)
-            self.recognize(*batch, decide, execution or self.best_execution(rows=1))
+            self.decoder.warm_up(self.run(*batch, decide, execution or self.best_execution(rows=1)), self.params)
         return time.perf_counter() - begun
 
     def save(self, path: str | epath.Path, dtype: str = "float32") -> None:

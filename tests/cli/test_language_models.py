@@ -14,7 +14,7 @@ from i3d_jax.data.demo_corpus import sentences
 from i3d_jax.data.ngram_training import read_unigrams
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import load_saved_config
-from i3d_jax.inference.decoder import DecodingConfig
+from i3d_jax.inference.decoding_config import DecodingConfig
 from i3d_jax.inference.evaluation import real_time_factor
 from i3d_jax.inference.recognizer import load
 from i3d_jax.split_evaluation import load_split
@@ -68,10 +68,11 @@ def test_evaluation_with_a_beam(demo_run, capsys):  # noqa: F811
     [
         (["--beam=5"], "--beam: greedy decoding has no such option; add --decoder=prefix_beam"),
         (["--lm=x.arpa"], "--lm: greedy decoding has no such option"),
-        (["--lexicon=x.txt", "--beam=3"], "--beam, --lexicon: greedy decoding has no such option"),
-        (["--decoder=prefix_beam", "--word-score=1"], "give one with --lm"),
-        (["--decoder=prefix_beam", "--lexicon=x.txt", "--lm-weight=1"], "give one with --lm"),
-        (["--decoder=joint", "--lexicon=x.txt"], "decoder 'joint' has none; take 'prefix_beam'"),
+        (["--lexicon=x.txt", "--beam=3"], "--lexicon, --beam: greedy decoding has no such option"),
+        (["--decoder=prefix_beam", "--word-score=1"], "word_score=1.0 weighs a language model: give one"),
+        (["--decoder=prefix_beam", f"--lexicon={__file__}", "--lm-weight=0.5"], "lm_weight=0.5 weighs a language"),
+        (["--decoder=joint", "--lexicon=x.txt"], "decoder 'joint' has no such option; take decoder 'prefix_beam'"),
+        (["--decoder=attention", "--ctc-weight=0.3"], "ctc_weight=0.3: decoder 'attention' has no such option"),
         (["--decoder=prefix_beam", "--beam=0"], "beam=0: expected at least 1"),
         (["--decoder=prefix_beam", "--sweep-threshold"], "a sweep decodes greedily"),
     ],
@@ -121,7 +122,7 @@ def test_evaluation_with_a_lexicon_alone(demo_run, text, tmp_path):  # noqa: F81
     few = sorted(set(text.read_text().split()))[::2]
     words.write_text("\n".join(few))
     eval_script.main([str(demo_run), "--split=dev", "--decoder=prefix_beam", f"--lexicon={words}", "--word-score=0.5"])
-    (folder,) = (demo_run / "eval").glob("dev-compacted-prefix_beam10-0.5-lexicon*")
+    (folder,) = (demo_run / "eval").glob("dev-compacted-prefix_beam10-lexicon*-0.5")
     said = [line.rpartition(" (")[0].split() for line in (folder / "hyp.trn").read_text().splitlines()]
     assert any(said) and {word for line in said for word in line} <= set(few)
 

@@ -11,13 +11,15 @@ import pytest
 
 from i3d_jax.audio.io import read_audio
 from i3d_jax.data import demo_corpus
-from i3d_jax.inference.decoder import DecodingConfig
+from i3d_jax.inference.decoding_config import DecodingConfig
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.joint_decoding import JointDecodingConfig
+from i3d_jax.inference.prefix_beam import NBest
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.transcription import alone, padded
 from i3d_jax.inference.windows import FRAME
+from i3d_jax.training.compiled import compilations
 from tests.trainings import ROOT
 
 SAMPLE = ROOT / "docs" / "demo_model" / "sample.flac"
@@ -155,8 +157,9 @@ def test_words_begin_about_when_the_synthesiser_says_them(asr):
     [
         ({"decoder": "viterbi"}, "decoder 'viterbi' is unknown: choose one of greedy, prefix_beam"),
         ({"decoder": "prefix_beam", "beam": 0}, "beam=0: expected at least 1, at most 1000"),
-        ({"beam": 5}, 'beam=5 needs decoder="prefix_beam"'),
-        ({"decoder": "greedy", "beam": 5}, "greedy has none"),
+        ({"beam": 5}, 'beam=5: greedy decoding has none; take decoder="prefix_beam"'),
+        ({"decoder": DecodingConfig("prefix_beam"), "beam": 5}, "beam=5: the DecodingConfig has its own, 10"),
+        ({"decoder": "greedy", "beam": 5}, "greedy decoding has none; take"),
     ],
 )
 def test_bad_settings_are_told_before_anything_is_recognised(asr, monkeypatch, options, error):
@@ -176,14 +179,14 @@ def test_an_attention_decoder_has_its_own_options():
     assert DecodingConfig("prefix_beam").joint is None
     assert DecodingConfig("prefix_beam", tokens_per_frame=5).label == "prefix_beam10-tokens5"
     joint = DecodingConfig("joint", beam=4, ctc_weight=0.5, length_bonus=1.0, max_length_ratio=0.3)
-    assert joint.joint == JointDecodingConfig(4, 0.5, 1.0, 0.3) and joint.label == "joint4-0.5-1-0.3"
+    assert joint.joint == JointDecodingConfig(4, 0.5, 1.0, 0.3) and joint.label == "joint4-max0.3-0.5-1"
     assert DecodingConfig("attention").joint == JointDecodingConfig(10, 0.0)
     for options, error in (
         ({"decoder": "greedy", "length_bonus": 1.0}, "length_bonus=1.0: decoder 'greedy' has no such option"),
         ({"decoder": "attention", "ctc_weight": 0.5}, "ctc_weight=0.5: decoder 'attention' has no such option"),
         ({"decoder": "joint", "tokens_per_frame": 5}, "tokens_per_frame=5: decoder 'joint' has no such option"),
         ({"decoder": "joint", "beam": 2, "n_best": 3}, "n_best=3: expected 1 to 2, the beam"),
-        ({"decoder": "joint", "lm": "a.arpa"}, "takes the folder of a neural language model"),
+        ({"decoder": "joint", "lm": __file__}, "takes the folder of a neural language model"),
         ({"decoder": "joint", "ctc_weight": 1.0}, "ctc_weight=1.0: expected at least 0 and below 1"),
         ({"decoder": "joint", "beam": 0}, "beam=0: expected at least 1"),
     ):
@@ -196,15 +199,70 @@ def test_evaluations_are_named_by_what_is_read_not_where(tmp_path):
     for path, text in zip(paths, ("one", "two", "one"), strict=True):
         (tmp_path / path).write_text(text)
     first, second, third = (DecodingConfig("prefix_beam", lm=path, lm_weight=0.25).label for path in paths)
-    assert first == third != second and first == f"prefix_beam10-lm{hashlib.sha256(b'one').hexdigest()[:6]}-0.25"
+    assert first == third != second and first == f"prefix_beam10-lm{hashlib.sha256(b'one').hexdigest()[:6]}-0.25-0"
     both = DecodingConfig("prefix_beam", lm=paths[0], word_score=1.5, lexicon=paths[1])
     one, two = (hashlib.sha256(text).hexdigest() for text in (b"one", b"two"))
-    assert both.label == f"prefix_beam10-lm{one[:6]}-0.5-1.5-lexicon{two[:6]}"
+    assert both.label == f"prefix_beam10-lm{one[:6]}-lexicon{two[:6]}-0.5-1.5"
     assert both.digests == {"lm": one, "lexicon": two}
     assert DecodingConfig("prefix_beam", lexicon=paths[1], word_score=-1.0).label == (
-        f"prefix_beam10--1-lexicon{two[:6]}"
+        f"prefix_beam10-lexicon{two[:6]}--1"
     )
     assert DecodingConfig("prefix_beam").label == "prefix_beam10" and not DecodingConfig("prefix_beam").digests
+
+
+def test_paths_are_made_absolute_and_have_to_be_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lm.arpa").write_text("one")
+    for path in ("lm.arpa", "~/lm.arpa", str(tmp_path / "lm.arpa")):
+        assert DecodingConfig("prefix_beam", lm=path).lm == str(tmp_path / "lm.arpa")
+    for decoder in ("prefix_beam", "joint"):
+        with pytest.raises(FileNotFoundError, match="lm=runs/none: no such file or folder; .* configs/lm_"):
+            DecodingConfig(decoder, lm="runs/none")
+    with pytest.raises(FileNotFoundError, match="lexicon=gs://none/words.txt: no such file"):
+        monkeypatch.setattr("etils.epath.gpath.PosixGPath.exists", lambda self: False)
+        DecodingConfig("prefix_beam", lexicon="gs://none/words.txt")
+
+
+def test_a_language_model_that_was_replaced_is_read_again(asr, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("i3d_jax.inference.decoder.NGramModel", lambda tokenizer, path: read.append(path))
+    lm = tmp_path / "lm.arpa"
+    lm.write_text("one")
+    config = DecodingConfig("prefix_beam", lm=str(lm))
+    first = asr.with_decoder(config)
+    assert asr.with_decoder(config) is first and len(read) == 1
+    lm.write_text("another")
+    assert asr.with_decoder(config) is not first and len(read) == 2
+
+
+def test_other_weights_share_programs_and_language_model(asr, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("i3d_jax.inference.decoder.NGramModel", lambda tokenizer, path: read.append(path))
+    (tmp_path / "lm.arpa").write_text("one")
+    both = [
+        asr.with_decoder(DecodingConfig("prefix_beam", lm=str(tmp_path / "lm.arpa"), lm_weight=weight))
+        for weight in (0.1, 0.2)
+    ]
+    assert len(read) == 1 and both[0].decoder is not both[1].decoder
+    plain = asr.with_decoder(DecodingConfig("prefix_beam"))
+    assert both[0].pipeline is both[1].pipeline is plain.pipeline is not asr.pipeline
+    for weight in range(40):
+        asr.with_decoder(DecodingConfig("prefix_beam", beam=1 + weight))
+    assert len(asr._decoding) <= 16
+
+
+def test_nothing_is_compiled_after_warming_up(asr, noisy):
+    decoding = asr.with_decoder(DecodingConfig("prefix_beam", beam=3))
+    decoding.warm_up(len(noisy) / 16000)
+    before = compilations()
+    scored = decoding.run(*alone(noisy), decoding.decision(), "conditional")
+    many = {"tokens": np.arange(1, 41)[None, None] % 9 + 1, "num_tokens": np.array([[40]]), "scores": np.zeros((1, 1))}
+    for found in (None, NBest(**many)):  # a text of another length
+        if found:
+            decoding.decoder.search = lambda *_, found=found: found
+        decoding.finish(scored)
+    assert compilations() == before
 
 
 def test_a_model_of_ctc_alone_has_no_attention_decoder(asr):
@@ -220,5 +278,5 @@ def test_a_recogniser_keeps_its_timestamps(asr, noisy):
 
 @pytest.mark.parametrize("options", [{"beam": 5}, {"n_best": 2}, {"tokens_per_frame": 3}])
 def test_greedy_decoding_has_no_options_of_a_beam(options):
-    with pytest.raises(ValueError, match="greedy decoding has no beam"):
+    with pytest.raises(ValueError, match="decoder 'greedy' has no such option; take decoder 'prefix_beam'"):
         DecodingConfig("greedy", **options)

@@ -9,7 +9,7 @@ import pytest
 from i3d_jax.audio.frontend import FrontendConfig
 from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
 from i3d_jax.inference.bundle import RecognizerConfig
-from i3d_jax.inference.decoder import DecodingConfig
+from i3d_jax.inference.decoding_config import DecodingConfig
 from i3d_jax.inference.language_model_bundle import LanguageModelBundle, LanguageModelInfo, save_language_model
 from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.model.asr import ASRModel, ModelConfig

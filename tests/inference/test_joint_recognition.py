@@ -12,7 +12,7 @@ from i3d_jax.audio.frontend import FrontendConfig
 from i3d_jax.data.corpora import Corpus, Utterance
 from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
 from i3d_jax.inference.bundle import RecognizerConfig
-from i3d_jax.inference.decoder import GREEDY, DecodingConfig
+from i3d_jax.inference.decoding_config import GREEDY, DecodingConfig
 from i3d_jax.inference.evaluation import real_time_factor
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.joint_decoding import joint_search

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from i3d_jax.data.tokenizer import Tokenizer, TokenizerConfig
-from i3d_jax.inference.decoder import DecodingConfig
+from i3d_jax.inference.decoding_config import DecodingConfig
 from i3d_jax.inference.execution import CTCScores
 from i3d_jax.inference.lexicon import Lexicon, read_words
-from i3d_jax.inference.ngram import LanguageModel, NGramSearch
+from i3d_jax.inference.ngram import NGramModel, NGramSearch
 from i3d_jax.inference.recognizer import load
 from tests.inference.ctc_oracle import sequences
 from tests.inference.test_ngram import TEXTS, model, needs_flashlight
@@ -58,7 +58,7 @@ def test_a_beam_of_every_prefix_is_exact(tmp_path, tokenizer, unit, word_score):
     own, language, natural, weight = lexicon(tmp_path, tokenizer, words), None, None, 0.0
     if unit != "none":
         path, natural = model(tmp_path, tokenizer, unit)
-        language, weight = LanguageModel(tokenizer, path), 0.7
+        language, weight = NGramModel(tokenizer, path), 0.7
     search = everything(tokenizer, language, own, lm_weight=weight, word_score=word_score)
     for seed in range(3):
         log_probs = lattice(seed, frames=FRAMES, vocabulary=tokenizer.vocab_size)
@@ -224,12 +224,12 @@ def test_files_that_are_none(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     "options, error",
     [
-        ({"decoder": "greedy"}, "lexicon=x.txt: decoder 'greedy' has none; take 'prefix_beam'"),
-        ({"decoder": "joint"}, "lexicon=x.txt: decoder 'joint' has none"),
-        ({"decoder": "prefix_beam", "lm_weight": 1.0}, "weigh a language model: give one"),
+        ({"decoder": "greedy"}, "decoder 'greedy' has no such option; take decoder 'prefix_beam'"),
+        ({"decoder": "joint"}, "decoder 'joint' has no such option"),
+        ({"decoder": "prefix_beam", "lm_weight": 1.0}, "lm_weight=1.0 weighs a language model: give one"),
         ({"decoder": "prefix_beam", "word_score": np.nan}, "word_score=nan: expected a finite number"),
     ],
 )
 def test_bad_settings(options, error):
     with pytest.raises(ValueError, match=error):
-        DecodingConfig(lexicon="x.txt", **options)
+        DecodingConfig(lexicon=__file__, **options)

@@ -7,8 +7,8 @@ import pytest
 
 from i3d_jax.data.ngram_training import train_ngrams, write_ngrams
 from i3d_jax.data.tokenizer import SPACE, Tokenizer, TokenizerConfig
-from i3d_jax.inference.decoder import DecodingConfig
-from i3d_jax.inference.ngram import LanguageModel, NGramSearch
+from i3d_jax.inference.decoding_config import DecodingConfig
+from i3d_jax.inference.ngram import NGramModel, NGramSearch
 from i3d_jax.inference.prefix_beam import prefix_beam_search
 from i3d_jax.inference.recognition import CTCScores
 from i3d_jax.inference.recognizer import load
@@ -60,7 +60,7 @@ def test_a_beam_of_every_prefix_is_exact(tmp_path, tokenizer, unit, word_score):
     path, language = model(tmp_path, tokenizer, unit)
     vocabulary = tokenizer.vocab_size
     search = NGramSearch(
-        LanguageModel(tokenizer, path),
+        NGramModel(tokenizer, path),
         lm_weight=0.7,
         word_score=word_score,
         beam=10_000,
@@ -82,7 +82,7 @@ def test_without_weight_it_is_prefix_beam_search(tmp_path, tokenizer):
     path, _ = model(tmp_path, tokenizer, "word")
     log_probs = lattice(3, frames=12, vocabulary=tokenizer.vocab_size, rows=4)
     mask = np.arange(12)[None] < np.array([12, 0, 5, 9])[:, None]
-    search = NGramSearch(LanguageModel(tokenizer, path), lm_weight=0.0, beam=400, n_best=3)
+    search = NGramSearch(NGramModel(tokenizer, path), lm_weight=0.0, beam=400, n_best=3)
     ours = prefix_beam_search(log_probs, mask, beam=200, n_best=3)
     theirs = search(CTCScores(log_probs, mask))
     for row in range(4):
@@ -108,25 +108,25 @@ def test_models_of_other_pieces_are_refused(tmp_path, tokenizer):
     path, _ = model(tmp_path, tokenizer, "piece")
     other = Tokenizer.train(["XYZ QRS"], TokenizerConfig("char", 9))
     with pytest.raises(ValueError, match="of its 3 pieces are not the tokenizer's, such as 'A'"):
-        LanguageModel(other, path)
+        NGramModel(other, path)
     path.write_text("\\data\\\nngram 1=2\n\n\\1-grams:\n-1\tA\n-1\t</s>\n\n\\end\\\n")
     with pytest.raises(ValueError, match=r"piece\.arpa is not a language model that KenLM reads"):
-        LanguageModel(tokenizer, path)
+        NGramModel(tokenizer, path)
 
 
 def test_without_flashlight_the_error_names_the_remedy(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder.kenlm", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'i3d-jax\[lm\]'"):
-        LanguageModel(tokenizer, tmp_path / "lm.arpa")
+        NGramModel(tokenizer, tmp_path / "lm.arpa")
 
 
 @pytest.mark.parametrize(
     "options, error",
     [
-        ({"decoder": "greedy", "lm": "x.arpa"}, "greedy decoding has no language model"),
-        ({"decoder": "prefix_beam", "lm_weight": 1.0}, "weigh a language model: give one"),
-        ({"decoder": "prefix_beam", "lm": "x.arpa", "lm_weight": -1.0}, "lm_weight=-1.0: expected a number from 0 on"),
-        ({"decoder": "prefix_beam", "lm": "x.arpa", "word_score": np.inf}, "word_score=inf: expected a finite number"),
+        ({"decoder": "greedy", "lm": __file__}, "decoder 'greedy' has no such option"),
+        ({"decoder": "prefix_beam", "lm_weight": 1.0}, "weighs a language model: give one"),
+        ({"decoder": "prefix_beam", "lm": __file__, "lm_weight": -1.0}, "lm_weight=-1.0: expected a number from 0 on"),
+        ({"decoder": "prefix_beam", "lm": __file__, "word_score": np.inf}, "word_score=inf: expected a finite number"),
     ],
 )
 def test_bad_settings(options, error):
