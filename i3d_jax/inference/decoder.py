@@ -13,6 +13,7 @@ A neural language model is part of these programs (`inference.fusion`).
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -118,30 +119,20 @@ class Decoder:
         frames = scores.mask.shape[1]
         scores, states = _padded(scores, recognition.states)
         n_best = self.search(scores, states, params)
-        tokens, num_tokens = n_best.tokens[:, 0], n_best.num_tokens[:, 0]
-        length = _token_length(int(np.max(num_tokens, initial=0)))
-        path, posteriors = (each[:, :frames] for each in _aligned(scores, tokens[:, :length], num_tokens))
-        return recognition._replace(
-            tokens=jnp.pad(tokens, ((0, 0), (0, max(frames - tokens.shape[1], 0))))[:, :frames],
-            num_tokens=num_tokens,
-            path=path,
-            blank_margin=_unclear_at_tokens(path, recognition.blank_margin),
-            scores=None,
-            states=None,
-            path_log_probs=posteriors,
-            n_best=n_best,
-        )
+        most = int(np.max(n_best.num_tokens[:, 0], initial=0))
+        best = _finished(scores, n_best, recognition.blank_margin, length=_token_length(most), frames=frames)
+        return recognition._replace(scores=None, states=None, n_best=n_best, **best)
 
     def warm_up(self, recognition: Recognition, params: Params) -> None:
         """Compile what texts of any length need in a batch of the shape of this recognition, from `Recognizer.run`."""
         jax.block_until_ready(self(recognition, params))
         if recognition.scores is None or self.config.decoder == "greedy":
             return
-        scores, _ = _padded(recognition.scores, None)
-        rows, frames = scores.mask.shape
-        lengths = {min(_token_length(count), frames) for count in range(1, frames + 1)}
-        for length in sorted(lengths):
-            jax.block_until_ready(_aligned(scores, jnp.zeros((rows, length), jnp.int32), jnp.zeros(rows, jnp.int32)))
+        frames = recognition.scores.mask.shape[1]
+        scores, states = _padded(recognition.scores, recognition.states)
+        n_best = self.search(scores, states, params)
+        for length in sorted({_token_length(count) for count in range(1, n_best.tokens.shape[2] + 1)}):
+            jax.block_until_ready(_finished(scores, n_best, recognition.blank_margin, length=length, frames=frames))
 
     def search(self, scores: CTCScores, states: Array | None, params: Params) -> NBest:
         """The best token sequences of each row, of a decoder that searches.
@@ -189,14 +180,20 @@ def _path_log_probs(scores: CTCScores, path: Array) -> jax.Array:
     return jnp.where(scores.mask, path_log_probs(scores.log_probs, path), 0.0)
 
 
-@jax.jit
-def _aligned(scores: CTCScores, tokens: Array, num_tokens: Array) -> tuple[jax.Array, jax.Array]:
-    """The path [B, T] of tokens [B, U], and its log probabilities."""
-    path, _ = align(*scores, tokens, num_tokens)
-    return path, _path_log_probs(scores, path)
-
-
-@jax.jit
-def _unclear_at_tokens(path: Array, blank_margin: Array) -> jax.Array:
-    """Where a path holds a token the blank is not clear, though it may be more probable."""
-    return jnp.where(path == BLANK, blank_margin, jnp.minimum(blank_margin, 0.0))
+@partial(jax.jit, static_argnames=("length", "frames"))
+def _finished(scores: CTCScores, n_best: NBest, blank_margin: Array, *, length: int, frames: int) -> dict[str, Array]:
+    """The fields of a `Recognition` that follow from the best sequences, of at most ``length`` tokens."""
+    tokens, num_tokens = n_best.tokens[:, 0], n_best.num_tokens[:, 0]
+    path, _ = align(*scores, tokens[:, :length], num_tokens)
+    posteriors = _path_log_probs(scores, path)
+    tokens = jnp.pad(tokens, ((0, 0), (0, max(frames - tokens.shape[1], 0))))[:, :frames]
+    path = path[:, :frames]
+    # Where a path holds a token the blank is not clear, though it may be more probable.
+    margin = jnp.where(path == BLANK, blank_margin, jnp.minimum(blank_margin, 0.0))
+    return {
+        "tokens": tokens,
+        "num_tokens": num_tokens,
+        "path": path,
+        "blank_margin": margin,
+        "path_log_probs": posteriors[:, :frames],
+    }

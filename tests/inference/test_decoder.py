@@ -14,7 +14,6 @@ from i3d_jax.data import demo_corpus
 from i3d_jax.inference.decoding_config import DecodingConfig
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.inference.joint_decoding import JointDecodingConfig
-from i3d_jax.inference.prefix_beam import NBest
 from i3d_jax.inference.recognizer import load
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.transcription import alone, padded
@@ -254,15 +253,16 @@ def test_other_weights_share_programs_and_language_model(asr, tmp_path, monkeypa
 
 def test_nothing_is_compiled_after_warming_up(asr, noisy):
     decoding = asr.with_decoder(DecodingConfig("prefix_beam", beam=3))
+    compilations()
     decoding.warm_up(len(noisy) / 16000)
-    before = compilations()
     scored = decoding.run(*alone(noisy), decoding.decision(), "conditional")
-    many = {"tokens": np.arange(1, 41)[None, None] % 9 + 1, "num_tokens": np.array([[40]]), "scores": np.zeros((1, 1))}
-    for found in (None, NBest(**many)):  # a text of another length
-        if found:
-            decoding.decoder.search = lambda *_, found=found: found
-        decoding.finish(scored)
-    assert compilations() == before
+    found = decoding.finish(scored).n_best
+    long = found._replace(tokens=found.tokens * 0 + np.arange(found.tokens.shape[2]) % 9 + 1,
+                          num_tokens=found.num_tokens * 0 + 20)  # fmt: skip
+    before = compilations()
+    decoding.finish(scored)
+    decoding.decoder.search = lambda *_: long
+    assert decoding.finish(scored).num_tokens == 20 and compilations() == before
 
 
 def test_a_model_of_ctc_alone_has_no_attention_decoder(asr):
