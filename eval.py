@@ -64,6 +64,9 @@ class EvalFlags:
     with an attention decoder ``attention``, or ``joint`` with CTC prefix scores (docs/aed.md)."""
     beam: int | None = None
     """Prefixes or hypotheses that a decoder other than ``greedy`` keeps; default: 10."""
+    n_best: int | None = None
+    """Texts with their scores that are written for each utterance, ``alternatives`` of ``utterances.jsonl``; at most
+    the beam."""
     tokens_per_frame: int | None = None
     """Most probable tokens of a frame by which ``prefix_beam`` extends a prefix; default: 40. Fewer are quicker, above
     all with an n-gram model or a lexicon."""
@@ -152,7 +155,7 @@ def _decoder(flags: EvalFlags) -> DecodingConfig:
     Raises:
       ValueError: a bad value, or options of a decoder or language model that there is none of.
     """
-    names = ("lm", "lexicon", "beam", "tokens_per_frame", "ctc_weight", "length_bonus", "max_length_ratio",
+    names = ("lm", "lexicon", "beam", "n_best", "tokens_per_frame", "ctc_weight", "length_bonus", "max_length_ratio",
              "lm_weight", "word_score")  # fmt: skip
     given = {name: value for name in names if (value := getattr(flags, name)) not in (None, "")}
     if flags.decoder == "greedy" and given:

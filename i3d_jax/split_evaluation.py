@@ -107,7 +107,7 @@ def evaluate_run(
     if against is not None:
         check_against(corpus, against)
     decoder = recognizer.decoder.config
-    label, digests = decoder.label, decoder.digests  # of what was read: the files may change meanwhile
+    label = decoder.label  # before: the files that were read may change meanwhile
     folders = [
         evaluation_folder(workdir, split, execution, threshold, budget, tag, pattern, decoder)
         for execution in executions
@@ -119,7 +119,7 @@ def evaluate_run(
         factor = real_time_factor(recognizer, corpus, decide, execution, config.evaluation.timed_utterances)
         row = result.row(recognizer.config.name, execution, label, split, factor)
         stats = gate_statistics(result.gates, result.gate_probabilities, recognizer.gate_names)
-        _write_evaluation(folder, result, row, stats, config, recognizer, pattern, digests)
+        _write_evaluation(folder, result, row, stats, config, recognizer, pattern)
         rows.append(row)
     assert stats is not None
     if config.model.gates.predictor != "none" and pattern is None:
@@ -138,13 +138,12 @@ def _write_evaluation(
     config: ExperimentConfig,
     recognizer: Recognizer,
     pattern: Pattern | None,
-    digests: dict[str, str],
 ) -> None:
     result.write(folder, recognizer.gate_names)
     key = f"{row['model']}/{row['split']}"
     meta = report_meta(seed=config.seed) | {"score": result.score.to_dict()}
     if recognizer.decoder.config != GREEDY:
-        meta["decoder"] = schema.to_dict(recognizer.decoder.config) | {"digests": digests}
+        meta["decoder"] = schema.to_dict(recognizer.decoder.config) | {"digests": recognizer.decoder.digests}
     if pattern is not None:
         meta["pattern"] = pattern.to_dict()
     write_report(folder / "report.json", Report(rows=[row], gates={key: stats.to_dict()}, meta=meta))

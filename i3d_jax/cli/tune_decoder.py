@@ -28,7 +28,7 @@ from i3d_jax.split_evaluation import load_split, spread
 
 LM_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 WORD_SCORES = (0.0, 1.0, 2.0)
-CTC_WEIGHTS = (0.1, 0.3, 0.5, 0.7)
+CTC_WEIGHTS = (0.1, 0.3, 0.5, 0.7, 0.9)
 LENGTH_BONUSES = (0.0, 0.5, 1.0)
 
 
@@ -57,7 +57,7 @@ class TuneFlags:
     word_scores: tuple[float, ...] | None = None
     """Word scores to try, with a language model or lexicon; default: 0, 1, 2, of ``attention`` and ``joint`` 0."""
     ctc_weights: tuple[float, ...] | None = None
-    """CTC weights of ``joint`` to try; default: 0.1, 0.3, 0.5, 0.7, with a language model 0.3."""
+    """CTC weights of ``joint`` to try; default: 0.1, 0.3, 0.5, 0.7, 0.9; with a language model 0.3, 0.7."""
     length_bonuses: tuple[float, ...] | None = None
     """Length bonuses of ``attention`` and ``joint`` to try; default: 0, 0.5, 1."""
 
@@ -109,7 +109,7 @@ def weights_to_try(base: DecodingConfig, flags: TuneFlags) -> list[dict[str, Any
       ValueError: values for a weight that it has not, or none at all to try.
     """
     lists: dict[str, tuple[str, Sequence[float]]] = {
-        "ctc_weight": ("ctc_weights", (0.3,) if base.lm else CTC_WEIGHTS),
+        "ctc_weight": ("ctc_weights", (0.3, 0.7) if base.lm else CTC_WEIGHTS),
         "length_bonus": ("length_bonuses", LENGTH_BONUSES),
         "lm_weight": ("lm_weights", LM_WEIGHTS),
         "word_score": ("word_scores", (0.0,) if base.joint else WORD_SCORES),

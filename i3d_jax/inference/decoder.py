@@ -43,6 +43,7 @@ class Decoder:
     Attributes:
       config: how.
       timestamps: whether the path is to have probabilities, for times and confidences of words.
+      digests: SHA-256 of what was read, language model and lexicon (`DecodingConfig.digests`).
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Decoder:
             )
         self.config = config
         self.timestamps = timestamps
+        self.digests = config.digests
         self._attention = attention
         self._fusion = load_fusion(config.lm, tokenizer) if config.neural else None
         self._model = NGramModel(tokenizer, config.lm) if config.lm and not self._fusion else None

@@ -3,7 +3,7 @@
 import math
 import os
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 from i3d_jax import files
 from i3d_jax.inference.joint_decoding import JointDecodingConfig
@@ -15,6 +15,7 @@ DECODERS: tuple[DecoderName, ...] = ("greedy", "prefix_beam", "attention", "join
 
 MAX_BEAM = 1000
 
+_WEIGHTS = ("ctc_weight", "length_bonus", "lm_weight", "word_score")
 _BEAM, _ATTENDS = ("beam", "n_best", "lm", "lm_weight", "word_score"), ("length_bonus", "max_length_ratio")
 _OPTIONS: dict[DecoderName, tuple[str, ...]] = {
     "greedy": (),
@@ -112,19 +113,13 @@ class DecodingConfig:
     @property
     def weights(self) -> dict[str, float]:
         """The weights that this decoder has."""
-        there = {
-            "ctc_weight": self.decoder == "joint",
-            "length_bonus": self.joint is not None,
-            "lm_weight": bool(self.lm),
-            "word_score": bool(self.lm or self.lexicon),
-        }
-        return {name: getattr(self, name) for name, has in there.items() if has}
+        there = (self.decoder == "joint", self.joint is not None, bool(self.lm), bool(self.lm or self.lexicon))
+        return {name: getattr(self, name) for name, has in zip(_WEIGHTS, there, strict=True) if has}
 
-    @property
-    def unweighted(self) -> "DecodingConfig":
-        """The same search with weights that are the defaults."""
-        defaults: dict[str, Any] = {field.name: field.default for field in fields(self) if field.name in self.weights}
-        return replace(self, **defaults)
+    def same_search(self, other: "DecodingConfig") -> bool:
+        """Whether another one differs in weights alone."""
+        names = (field.name for field in fields(self) if field.name not in _WEIGHTS)
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
     @property
     def digests(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ from i3d_jax.inference.recognizer import Recognizer
 from i3d_jax.inference.report import ReportRow
 from i3d_jax.inference.scheduler import Work, recognize_batches
 from i3d_jax.inference.scoring import Score, score, write_jsonl, write_trn
-from i3d_jax.inference.transcription import alone
+from i3d_jax.inference.transcription import Hypothesis, alone, alternatives
 from i3d_jax.progress import progress
 from i3d_jax.types import Batch
 
@@ -55,6 +55,7 @@ class Evaluation:
       gflops: [B] GFLOPs that were spent on each utterance.
       encoder_share: [B] FLOPs of the open gates' blocks as a share of those of all gated blocks.
       audio_seconds: [B].
+      alternatives: the best texts of each utterance with their scores, of a decoder that looks for several.
     """
 
     ids: list[str]
@@ -66,6 +67,7 @@ class Evaluation:
     gflops: np.ndarray
     encoder_share: np.ndarray
     audio_seconds: np.ndarray
+    alternatives: list[tuple[Hypothesis, ...]]
 
     @property
     def executed_layers(self) -> float:
@@ -104,6 +106,7 @@ class Evaluation:
                 "id": self.ids[i],
                 "reference": self.references[i],
                 "hypothesis": self.hypotheses[i],
+                **({"alternatives": [one._asdict() for one in of]} if len(of := self.alternatives[i]) > 1 else {}),
                 "errors": int(self.score.utterance_errors[i]),
                 "words": int(self.score.utterance_words[i]),
                 "audio_seconds": round(float(self.audio_seconds[i]), 3),
@@ -230,12 +233,14 @@ def collect(
     """
     count = len(corpus)
     hypotheses = [""] * count
+    several: list[tuple[Hypothesis, ...]] = [()] * count
     parts: dict[int, tuple[np.ndarray, np.ndarray, float, float]] = {}
     for indices, recognition in results:
         spent, share = recognizer.gflops(recognition, execution), recognizer.encoder_share(recognition)
         gates, probabilities = np.asarray(recognition.gates), np.asarray(recognition.gate_probabilities)
         for row, index in enumerate(indices):
             hypotheses[index] = recognizer.text(recognition, row)
+            several[index] = alternatives(recognizer.tokenizer, recognition, row)
             parts[int(index)] = (gates[row], probabilities[row], float(spent[row]), float(share[row]))
     references = [u.text for u in corpus.utterances]
     return Evaluation(
@@ -248,6 +253,7 @@ def collect(
         gflops=np.array([parts[i][2] for i in range(count)]),
         encoder_share=np.array([parts[i][3] for i in range(count)]),
         audio_seconds=np.array([u.num_samples for u in corpus.utterances]) / corpus.sample_rate,
+        alternatives=several,
     )
 
 

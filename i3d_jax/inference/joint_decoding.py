@@ -99,9 +99,9 @@ class _Search(NamedTuple):
 
 
 def greatest_length(frames: int, config: JointDecodingConfig) -> np.ndarray:
-    """Greatest numbers of tokens for 0 to ``frames`` encoder frames: [frames + 1] int32, 0 for none."""
+    """Greatest numbers of tokens for 0 to ``frames`` encoder frames: [frames + 1] int32; at least 1, of no frames 0."""
     lengths = np.ceil(config.max_length_ratio * np.arange(frames + 1) - 1e-9)  # 0.3 * 10 is more than 3
-    return np.asarray(lengths, np.int32)
+    return np.maximum(lengths, np.arange(frames + 1) > 0).astype(np.int32)
 
 
 def joint_search(

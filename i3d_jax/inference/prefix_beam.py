@@ -90,6 +90,8 @@ def prefix_beam_search(
     (rows, _, vocabulary), n_best = log_probs.shape, min(n_best, beam)
     # Scores of frames that do not count never reach a sum: they may be NaN.
     log_probs = jnp.swapaxes(jnp.where(mask[..., None], log_probs.astype(jnp.float32), 0.0), 0, 1)
+    if fusion:  # to a language model the last id is the end, behind which nothing comes
+        log_probs = log_probs.at[..., -1].set(-jnp.inf)
     blanks = log_probs[..., BLANK]
     offered, tokens = jax.lax.top_k(log_probs[..., BLANK + 1 :], min(tokens_per_frame, vocabulary - 1))
     state, ahead = None, jnp.zeros((rows, beam, 0))

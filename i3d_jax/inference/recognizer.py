@@ -89,25 +89,31 @@ class Recognizer:
         """
         config = config or self.decoder.config
         timestamps = self.decoder.timestamps if timestamps is None else timestamps
-        key = (config, timestamps, *sorted(config.digests.items()))  # of contents: another model may lie there by now
-        if key not in self._decoding:
-            self._decoding[key] = self._sibling(config, timestamps)
-            while len(self._decoding) > _MOST_DECODERS:
-                del self._decoding[next(iter(self._decoding))]
-        return self._decoding[key]
+        if (config, timestamps) == (self.decoder.config, self.decoder.timestamps):
+            return self
+        digests = config.digests  # another language model may lie there by now
+        for known in self._family:
+            own = known.decoder
+            if (own.config, own.timestamps, own.digests) == (config, timestamps, digests):
+                return known
+        self._family.append(self._sibling(config, timestamps, digests))
+        del self._family[:-_MOST_DECODERS]
+        return self._family[-1]
 
-    def _sibling(self, config: DecodingConfig, timestamps: bool) -> "Recognizer":
+    def _sibling(self, config: DecodingConfig, timestamps: bool, digests: dict[str, str]) -> "Recognizer":
         """Another recogniser of the family, which shares what is the same: programs, parameters, language model."""
-        known = [key for key in self._decoding if key[0].unweighted == config.unweighted and key[1] == timestamps]
-        fresh = {tuple(sorted(config.digests.items()))}
-        alike = next((self._decoding[key].decoder for key in known if key[2:] in fresh), None)
-        decoder = alike.reweighted(config) if alike else Decoder(self.tokenizer, config, timestamps, self.model.decoder)
+        decoder = None
+        for known in self._family:
+            own = known.decoder
+            if own.timestamps == timestamps and own.digests == digests and own.config.same_search(config):
+                decoder = own.reweighted(config)
+        decoder = decoder or Decoder(self.tokenizer, config, timestamps, self.model.decoder)
         devices = self.split.devices if self.split else ()
         other = Recognizer(self.config, self.params, self.tokenizer, self.stats, devices=devices, decoder=decoder)
-        other._unstacked, other._decoding = self._unstacked, self._decoding
-        same = next((own for own in (self, *self._decoding.values()) if own.decoder.keep == decoder.keep), None)
-        if same:
-            other.pipeline, other.split, other._programs = same.pipeline, same.split, same._programs
+        other._unstacked, other._family = self._unstacked, self._family
+        for known in (self, *self._family):
+            if known.decoder.keep == decoder.keep:
+                other.pipeline, other.split, other._programs = known.pipeline, known.split, known._programs
         return other
 
     @property
@@ -120,10 +126,7 @@ class Recognizer:
         self._params = params
         self._unstacked: Params | None = None
         self._programs: dict[tuple[Execution, bool], Any] = {}
-        own = self.decoder.config
-        self._decoding: dict[tuple[Any, ...], Recognizer] = {
-            (own, self.decoder.timestamps, *sorted(own.digests.items())): self
-        }
+        self._family: list[Recognizer] = [self]  # with other decoders
 
     @cached_property
     def gate_names(self) -> tuple[str, ...]:

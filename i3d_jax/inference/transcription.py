@@ -36,8 +36,8 @@ _MOST_ROWS = 64
 class Hypothesis(NamedTuple):
     """A text with the score by which the decoder ranks it.
 
-    That is the natural log of its probability, summed over the alignments that were kept, plus what a language model
-    adds to it.
+    Of ``prefix_beam`` that is the natural log of its probability, summed over the alignments that were kept, plus what
+    a language model adds to it; of ``attention`` and ``joint`` the weighted sum of docs/aed.md.
     """
 
     text: str
@@ -249,10 +249,10 @@ def _of_row(
         words = word_times(recognizer.tokenizer, spans, recognizer.config.frontend, samples)
     text = recognizer.text(recognition, row)
     result = StreamTranscription(text, (segment,), gflops, audio_seconds, seconds, words)
-    return _finished(recognizer, result, _alternatives(recognizer.tokenizer, recognition, row))
+    return _finished(recognizer, result, alternatives(recognizer.tokenizer, recognition, row))
 
 
-def _alternatives(tokenizer: Tokenizer, recognition: Recognition, row: int) -> tuple[Hypothesis, ...]:
+def alternatives(tokenizer: Tokenizer, recognition: Recognition, row: int) -> tuple[Hypothesis, ...]:
     """The best texts of one row, best first; none of a decoder that looks for one only."""
     if recognition.n_best is None:
         return ()
@@ -265,12 +265,12 @@ def _alternatives(tokenizer: Tokenizer, recognition: Recognition, row: int) -> t
 
 
 def _finished(
-    recognizer: "Recognizer", result: StreamTranscription, alternatives: tuple[Hypothesis, ...] = ()
+    recognizer: "Recognizer", result: StreamTranscription, texts: tuple[Hypothesis, ...] = ()
 ) -> Transcription:
     gates, probabilities = mean_gates(result.segments)
     return Transcription(
         **result._asdict(),
-        alternatives=alternatives,
+        alternatives=texts,
         gates=gates,
         gate_probabilities=probabilities,
         gate_names=recognizer.gate_names,

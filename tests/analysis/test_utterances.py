@@ -21,6 +21,7 @@ def test_what_an_evaluation_writes_is_read_back(tmp_path):
         gflops=np.ones(5),
         encoder_share=np.ones(5),
         audio_seconds=table.audio_seconds,
+        alternatives=[()] * 5,
     )
     result.write(tmp_path, table.gate_names)
     read, direct = read_evaluation(tmp_path), from_evaluation(result, table.gate_names)

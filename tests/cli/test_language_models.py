@@ -3,7 +3,10 @@
 import hashlib
 import importlib.util
 import json
+import shlex
+from dataclasses import replace
 
+import jax
 import pytest
 
 import eval as eval_script
@@ -13,10 +16,14 @@ from i3d_jax.data.corpora import load_corpus
 from i3d_jax.data.demo_corpus import sentences
 from i3d_jax.data.ngram_training import read_unigrams
 from i3d_jax.data.tokenizer import Tokenizer
-from i3d_jax.experiment import load_saved_config
+from i3d_jax.experiment import load_saved_config, save_config
 from i3d_jax.inference.decoding_config import DecodingConfig
 from i3d_jax.inference.evaluation import real_time_factor
-from i3d_jax.inference.recognizer import load
+from i3d_jax.inference.language_model_bundle import LanguageModelBundle, LanguageModelInfo, save_language_model
+from i3d_jax.inference.recognizer import Recognizer, load
+from i3d_jax.model.decoder import Decoder as AttentionDecoder
+from i3d_jax.model.decoder import DecoderConfig
+from i3d_jax.model.language_model import LanguageModel, LanguageModelConfig
 from i3d_jax.split_evaluation import load_split
 from tests.test_threshold_sweep import run as demo_run  # noqa: F401
 
@@ -125,6 +132,44 @@ def test_evaluation_with_a_lexicon_alone(demo_run, text, tmp_path):  # noqa: F81
     (folder,) = (demo_run / "eval").glob("dev-compacted-prefix_beam10-lexicon*-0.5")
     said = [line.rpartition(" (")[0].split() for line in (folder / "hyp.trn").read_text().splitlines()]
     assert any(said) and {word for line in said for word in line} <= set(few)
+
+
+@pytest.fixture(scope="module")
+def attending(demo_run, tmp_path_factory):  # noqa: F811
+    """The demo's run with an attention decoder that has learned nothing, and a language model that has not either."""
+    folder = tmp_path_factory.mktemp("attending")
+    config, asr = load_saved_config(demo_run / "config.json"), load(demo_run)
+    decoder = DecoderConfig(1, 2, 32)
+    vocabulary, width = asr.tokenizer.vocab_size, asr.config.model.encoder.d_model
+    params = asr.params | {"decoder": AttentionDecoder(decoder, width, vocabulary).init(jax.random.key(0))}
+    own = replace(asr.config, model=replace(asr.config.model, decoder=decoder))
+    Recognizer(own, params, asr.tokenizer, asr.stats).save(folder / "run" / "model")
+    save_config(replace(config, model=own.model, loss=replace(config.loss, ctc_weight=0.3)), folder / "run/config.json")
+    asr.tokenizer.save(folder / "run" / "tokenizer.model")
+    model = LanguageModel(LanguageModelConfig(width=8), vocabulary)
+    info = LanguageModelInfo("lm", model.config)
+    save_language_model(LanguageModelBundle(info, model.init(jax.random.key(1)), asr.tokenizer), folder / "lm")
+    return folder / "run", folder / "lm"
+
+
+def test_joint_decoding_with_a_neural_model_is_tuned_and_used(attending, capsys):
+    run, lm = attending
+    options = ["--decoder=joint", f"--lm={lm}", "--beam=2", "--max-length-ratio=0.4", "--threshold=0.4"]
+    grid = ["--ctc-weights=0.3,0.9", "--length-bonuses=1", "--lm-weights=0.2"]
+    tune_decoder.main([str(run), *options, *grid])
+    (tuned,) = (run / "eval").glob("tuned-0.4-joint2-max0.4-lm*.json")
+    table = json.loads(tuned.read_text())
+    assert [row["weights"]["ctc_weight"] for row in table["rows"]] == [0.3, 0.9]
+    assert table["best"]["weights"] == {"ctc_weight": 0.9, "length_bonus": 1, "lm_weight": 0.2, "word_score": 0}
+    command = shlex.split(capsys.readouterr().out.strip().splitlines()[-1].partition("python eval.py ")[2])
+    assert set(options) < set(command)
+    eval_script.main([*command, "--split=dev", "--n-best=2"])
+    (folder,) = (run / "eval").glob("dev-compacted-0.4-joint2-max0.4-lm*-0.9-1-0.2-0")
+    assert report(folder)[0]["wer"] == pytest.approx(table["best"]["wer"])
+    for line in (folder / "utterances.jsonl").read_text().splitlines():
+        utterance = json.loads(line)
+        first, second = utterance["alternatives"]
+        assert first["text"] == utterance["hypothesis"] and first["score"] >= second["score"]
 
 
 def test_a_runs_own_transcripts(demo_run, tmp_path):  # noqa: F811

@@ -248,7 +248,7 @@ def test_other_weights_share_programs_and_language_model(asr, tmp_path, monkeypa
     assert both[0].pipeline is both[1].pipeline is plain.pipeline is not asr.pipeline
     for weight in range(40):
         asr.with_decoder(DecodingConfig("prefix_beam", beam=1 + weight))
-    assert len(asr._decoding) <= 16
+    assert len(asr._family) <= 16
 
 
 def test_nothing_is_compiled_after_warming_up(asr, noisy):

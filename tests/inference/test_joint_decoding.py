@@ -158,6 +158,7 @@ def test_end_detection_is_espnets(scores, margin):
 
 def test_greatest_lengths_grow_with_the_frames():
     assert greatest_length(10, JointDecodingConfig()).tolist() == list(range(11))
+    assert greatest_length(3, JointDecodingConfig(max_length_ratio=1e-12)).tolist() == [0, 1, 1, 1]
     assert greatest_length(10, JointDecodingConfig(max_length_ratio=0.3)).tolist() == [0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]
 
 
