@@ -108,7 +108,9 @@ class DecodingConfig:
         if self.decoder not in ("attention", "joint"):
             return None
         weight = self.ctc_weight if self.decoder == "joint" else 0.0
-        return JointDecodingConfig(self.beam, weight, self.length_bonus, self.max_length_ratio)
+        return JointDecodingConfig(
+            self.beam, weight, self.length_bonus, self.max_length_ratio, n_best=min(self.n_best, self.beam)
+        )
 
     @property
     def weights(self) -> dict[str, float]:

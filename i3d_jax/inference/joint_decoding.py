@@ -11,7 +11,7 @@ are scored by CTC, and the best extensions of all hypotheses stay; those that en
 program for a batch, whose rows do not influence each other. It differs from ESPnet's in four ways: the blank, which is
 no token, is never proposed; nor is a token for which the frames would not suffice, so that every transcript has a CTC
 path; at its greatest length a hypothesis is ended with the score of the end, not without; and an utterance is done,
-besides by ESPnet's end detection, once no hypothesis can overtake the best that has ended.
+besides by ESPnet's end detection, once no hypothesis can overtake the best that have ended.
 """
 
 import math
@@ -49,6 +49,9 @@ class JointDecodingConfig:
     end_margin: float = 10.0
     """End detection: an utterance is done when, for three lengths in a row, the best hypothesis that ended is so many
     nats behind the best of all. 0 leaves it out."""
+    n_best: int = 1
+    """Transcripts that are wanted, at most ``beam``: an utterance is done when no hypothesis can overtake the last of
+    them any more."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -59,6 +62,7 @@ class JointDecodingConfig:
             ("max_length_ratio", 0 < self.max_length_ratio <= 1, "more than 0 and at most 1"),
             ("pre_beam_ratio", 1 <= self.pre_beam_ratio < math.inf, "a finite number, at least 1"),
             ("end_margin", 0 <= self.end_margin < math.inf, "a finite number, 0 or more"),
+            ("n_best", 1 <= self.n_best <= self.beam, f"1 to {self.beam}, the beam"),
         ):
             if not holds:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {expected}")
@@ -128,8 +132,8 @@ def joint_search(
         is one.
 
     Returns:
-      The best ``config.beam`` transcripts of each row, of those that ended before it was done; the first one is always
-      there. L is `greatest_length` of T.
+      The best ``config.beam`` transcripts of each row, of those that ended before it was done: the first one is always
+      there, ``config.n_best`` unless the end was detected before. L is `greatest_length` of T.
     """
     rows, frames, vocabulary = ctc_logits.shape
     beam, eos = config.beam, vocabulary - 1
@@ -193,10 +197,14 @@ def joint_search(
         ended_at = search.ended_at.at[:, search.step].set(jnp.max(ended_score, axis=1))
         sequences = sequences.at[:, :, search.step].set(last, mode="drop")
         running = jnp.where(ends, -jnp.inf, chosen_score)
-        # No score rises but by the bonuses: what cannot overtake the best now never will.
+        # No score rises but by the bonuses: what cannot overtake the last that is wanted now never will.
         bonus = length_bonus + (jnp.maximum(fusion.word_score, 0.0) if fusion else 0.0)
         hope = jnp.max(running, axis=1) + jnp.maximum(bonus, 0.0) * (limit - search.step)
-        done = search.done | (hope <= ended.scores[:, 0]) | _detected(config, ended_at, ended.scores[:, 0], search.step)
+        done = (
+            search.done
+            | (hope <= ended.scores[:, config.n_best - 1])
+            | _detected(config, ended_at, ended.scores[:, 0], search.step)
+        )
         # A row that is done must not change while others go on.
         running = jnp.where(done[:, None], -jnp.inf, running)
         own = jnp.take_along_axis(cache.own, parents[None, :, :, None, None], axis=2)

@@ -95,6 +95,20 @@ def test_a_wide_beam_finds_the_best_of_all_transcripts(weight, bonus, language):
     assert len(lengths) > 1, "the cases are to differ"
 
 
+@pytest.mark.parametrize("n_best", [1, 3, 10])
+def test_the_best_transcripts_are_the_best_of_all(n_best):
+    config = JointDecodingConfig(beam=len(EVERY), ctc_weight=0.3, length_bonus=1.0, end_margin=0.0, n_best=n_best)
+    found = jax.device_get(search(config, DECODER, PARAMS, STATES, LOGITS, MASK))
+    attention, ctc = enumerated()
+    counts, taken = np.array([[len(s), frames_of(s)] for s in EVERY]).T
+    for row, frames in enumerate(LENGTHS):
+        score = 0.7 * attention[row] + 0.3 * ctc[row] + counts + 1
+        order = sorted(np.flatnonzero(taken <= frames), key=lambda i: -score[i])[:n_best]
+        wanted = [EVERY[i] for i in order]
+        assert [tuple(found.tokens[row, k, : found.num_tokens[row, k]]) for k in range(len(wanted))] == wanted
+        np.testing.assert_allclose(found.scores[row, : len(wanted)], score[order], rtol=1e-4, atol=1e-4)
+
+
 def test_a_beam_of_one_takes_the_best_token_each_time():
     config = JointDecodingConfig(beam=1, ctc_weight=0.0, end_margin=0.0)
     found = jax.device_get(search(config, DECODER, PARAMS, STATES, LOGITS, MASK))
@@ -172,6 +186,7 @@ def test_greatest_lengths_grow_with_the_frames():
         ("max_length_ratio", 0.0, "more than 0"),
         ("pre_beam_ratio", 0.5, "at least 1"),
         ("end_margin", -1.0, "0 or more"),
+        ("n_best", 11, "1 to 10, the beam"),
     ],
 )
 def test_values_out_of_range_are_named(key, value, expected):
