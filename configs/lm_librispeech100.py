@@ -2,9 +2,10 @@
 
 Command: `LIBRISPEECH_DIR=path/to/LibriSpeech python train.py --config=configs/lm_librispeech100.py`
 
-Paper: none; the paper decodes without a language model, but ESPnet's librispeech_100 recipe, whose hyper-parameters it
-takes, has one. It is made for shallow fusion, see docs/language_models.md. Wants the run of
-`configs/librispeech100_transformer.py` in `runs/librispeech100_transformer`, finished or begun.
+Paper: none; the paper decodes without a language model, and so does ESPnet's librispeech_100 recipe (`--use_lm false`).
+It is made for shallow fusion, see docs/language_models.md. Layers and width are the defaults of ESPnet's
+`SequentialRNNLM` (espnet2/lm/seq_rnn_lm.py); dropout, rate, batch and epochs are ours, tried on no corpus of this size.
+Wants the run of `configs/librispeech100_transformer.py` in `runs/librispeech100_transformer`, finished or begun.
 Of the 800 M words of LibriSpeech's own text (OpenSLR SLR11, unpacked) add
 `--text.train=librispeech-lm-norm.txt --training.epochs=1`: token ids are kept in memory, 4 bytes each and twice that
 while they are read, which is about 10 GB; encoding takes one process an hour or so. Neither was measured.

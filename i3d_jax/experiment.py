@@ -147,11 +147,6 @@ def load_config(path: str | os.PathLike[str], kind: type[Any] = ExperimentConfig
     return _load(path, (kind,))
 
 
-def load_experiment(path: str | os.PathLike[str]) -> Experiment:
-    """As `load_config`, of any kind."""
-    return _load(path, tuple(KINDS))
-
-
 def _load(path: str | os.PathLike[str], kinds: tuple[type[Experiment], ...]) -> Experiment:
     file = find_config(path)
     # Not put into sys.modules: files of the same name in different folders stay apart.

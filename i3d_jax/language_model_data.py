@@ -11,6 +11,7 @@ from i3d_jax.data.corpora import load_corpus
 from i3d_jax.data.sentences import Sentences, Source, TextConfig, read_sentences
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import ExperimentConfig, load_saved_config
+from i3d_jax.inference.bundle_files import bundle_folder, holds
 from i3d_jax.progress import log
 
 
@@ -27,19 +28,25 @@ class LanguageModelData(NamedTuple):
 
 
 def load_pieces(text: TextConfig) -> Tokenizer:
-    """The tokenizer of the recogniser.
+    """The tokenizer of the recogniser: of its run, finished or begun, or, without transcripts, of a bundle.
 
     Raises:
-      FileNotFoundError: there is no run, or it has no tokenizer yet.
-      ValueError: the run is of a language model, or the tokenizer is damaged.
+      FileNotFoundError: there is no run or bundle, or it has no tokenizer yet.
+      ValueError: transcripts are wanted of a run that is of a language model, or the tokenizer is damaged.
     """
     run = _folder(text)
-    _settings(run)
-    if not (run / "tokenizer.model").exists():
+    if text.transcripts:
+        _settings(run)
+    for folder in (run, bundle_folder(run)):
+        if (folder / "tokenizer.model").exists():
+            return Tokenizer.load(folder / "tokenizer.model")
+    if (run / "config.json").exists():
         raise FileNotFoundError(
             f"text.run={text.run}: it has no tokenizer.model yet; begin its training, which makes one first"
         )
-    return Tokenizer.load(run / "tokenizer.model")
+    raise FileNotFoundError(
+        f"text.run={text.run}: no tokenizer.model there; expected the run of a recogniser, or a bundle"
+    )
 
 
 def load_sentences(text: TextConfig, tokenizer: Tokenizer) -> LanguageModelData:
@@ -65,6 +72,11 @@ def _folder(text: TextConfig) -> epath.Path:
 
 
 def _settings(run: epath.Path) -> ExperimentConfig:
+    if not (run / "config.json").exists() and holds(bundle_folder(run)):
+        raise FileNotFoundError(
+            f"text.run: {run} is a bundle, which names no transcripts; give --no-text.transcripts with --text.train "
+            "and --text.dev, or the run that the bundle was made of"
+        )
     try:
         return load_saved_config(run / "config.json")
     except (FileNotFoundError, ValueError) as error:

@@ -119,6 +119,7 @@ def _fit(
     checkpoints.check(jax.eval_shape(model.init, jax.random.key(0)), tokenizer.digest)  # before the text is read
     data = load_sentences(config.text, tokenizer)
     checkpoints.check_data(data.train.tokens.digest, len(data.train), "sentences")
+    checkpoints.check_dev(data.dev.tokens.digest, len(data.dev), "sentences", config.training.best_by)
     planner = data.train.planner(config.batching, config.seed)
     total_steps = planner.steps_before(config.training.epochs)
     optimizer = make_optimizer(config.optimizer, total_steps)

@@ -18,7 +18,7 @@ from etils import epath
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import from_dict, kind_of
 from i3d_jax.family import members
-from i3d_jax.inference.bundle_files import LANGUAGE_MODEL, holds
+from i3d_jax.inference.bundle_files import LANGUAGE_MODEL, RECOGNIZER, holds
 from i3d_jax.inference.execution import EXECUTIONS
 from i3d_jax.language_model_experiment import LanguageModelExperiment
 from i3d_jax.model.asr import ASRModel
@@ -160,7 +160,7 @@ def summarize(folder: epath.Path, now: float | None = None) -> RunSummary:
             return RunSummary(folder, "no run (config.json is of something else)")
     if config is not None and config.family.size > 1:
         folders = [member.folder for member in members(config, folder)]
-        finished = sum((member / "model" / "recognizer.json").exists() for member in folders)
+        finished = sum((member / "model" / RECOGNIZER).exists() for member in folders)
         return RunSummary(folder, f"family of {len(folders)}, {finished} of them finished")
     epochs = settings["training.epochs"] if isinstance(settings["training.epochs"], int) else None
     lines = _read_log(folder / "log.jsonl")

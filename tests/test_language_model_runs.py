@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import math
-import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,9 +20,9 @@ import train as train_script
 from i3d_jax.cli import ngram
 from i3d_jax.cli import runs as runs_command
 from i3d_jax.data.corpora import load_corpus
-from i3d_jax.data.tokenizer import Tokenizer
+from i3d_jax.data.tokenizer import SPACE, Tokenizer
 from i3d_jax.experiment import load_config, save_config
-from i3d_jax.inference.language_model_bundle import load_language_model, save_language_model
+from i3d_jax.inference.language_model_bundle import load_language_model
 from i3d_jax.language_model_data import load_pieces, load_sentences
 from i3d_jax.language_model_experiment import LanguageModelExperiment
 from i3d_jax.language_model_runner import train_language_model
@@ -43,8 +43,9 @@ def recogniser(tmp_path_factory):
     save_config(config, folder / "config.json")
     texts = [utterance.text for utterance in load_corpus(config.data, "train").utterances]
     Tokenizer.train(texts, config.tokenizer).save(folder / "tokenizer.model")
-    os.environ["TINY_RUN"] = str(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINY_RUN", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -97,35 +98,9 @@ def test_a_finished_run_is_only_loaded_and_other_settings_are_refused(run, capsy
         train_script.main([f"--config={CONFIG}", f"--workdir={run}", "--model.width=8"])
 
 
-def test_a_bundle_round_trips_and_replaces_nothing_else(run, tmp_path):
-    bundle = load_language_model(run)
-    for _ in range(2):
-        save_language_model(bundle, tmp_path / "copy")
-    again = load_language_model(tmp_path / "copy")
-    jax.tree.map(np.testing.assert_array_equal, bundle.params, again.params)
-    assert again.config == bundle.config and again.tokenizer.digest == bundle.tokenizer.digest
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="something that is not a model bundle"):
-        save_language_model(bundle, tmp_path)
-    params = tmp_path / "copy" / "params.npz"
-    whole = params.read_bytes()
-    params.write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"copy is damaged: params.npz has .*; copy or pack the bundle again"):
-        load_language_model(tmp_path / "copy")
-    params.write_bytes(whole)
-    (tmp_path / "copy" / "manifest.json").unlink()
-    (tmp_path / "copy" / "language_model.json").write_text('{"model": {"width": 8}}')
-    with pytest.raises(ValueError, match=r"does not fit language_model.json .*: ends/\S+ is \(.*16\) there, \(.*8\)"):
-        load_language_model(tmp_path / "copy")
-
-
 def test_a_folder_of_the_other_kind_is_named_in_one_line(run, recogniser, tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"demo_model: this is a recogniser, expected a language model; give another"):
-        load_language_model(DEMO_MODEL)
     with pytest.raises(FileNotFoundError, match="this run has no model yet"):
         load_language_model(recogniser)
-    with pytest.raises(FileNotFoundError, match=r"neither a finished run nor a model bundle \(no language_model.json"):
-        load_language_model(tmp_path)
     for use in (i3d_jax.load, lambda folder: eval_script.main([str(folder)])):
         for folder in (run, run / "model"):
             with pytest.raises(ValueError, match=r": this is a language model, expected a recogniser; give another"):
@@ -163,11 +138,19 @@ def test_bad_input_is_named(recogniser, tmp_path):
     save_config(get_config(), begun / "config.json")
     with pytest.raises(FileNotFoundError, match=r"text.run=.*begun: it has no tokenizer.model yet"):
         train(run=str(begun))
+    with pytest.raises(FileNotFoundError, match=r"text.run: .*demo_model is a bundle, .* give --no-text.transcripts"):
+        train(run=str(DEMO_MODEL))
+    with pytest.raises(FileNotFoundError, match=r"text.run=.*: no tokenizer.model there; expected the run of a recog"):
+        train(run=str(tmp_path / "nowhere"), transcripts=False, train=("a.txt",), dev=("a.txt",))
     with pytest.raises(FileNotFoundError, match=r"text.train: .*none.txt is no file"):
         train(train=(str(tmp_path / "none.txt"),))
     (tmp_path / "latin.txt").write_bytes(b"\xe4\n")
     with pytest.raises(ValueError, match=r"latin.txt is not a text file in UTF-8"):
         train(dev=(str(tmp_path / "latin.txt"),))
+    (tmp_path / "small.txt").write_text("low hill\n")
+    for split in ("train", "dev"):
+        with pytest.raises(ValueError, match=r"small.txt: \d+ % of its tokens are <unk>, .* such as 'low hill'; write"):
+            train(**{split: (str(tmp_path / "small.txt"),)})
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"empty.txt: no sentences"):
         train(transcripts=False, train=(str(tmp_path / "empty.txt"),), dev=(str(tmp_path / "empty.txt"),))
@@ -188,17 +171,39 @@ def test_text_files_join_or_replace_the_transcripts(recogniser, tmp_path):
     assert list(alone.train.tokens) == ids[-2:-1] and list(alone.dev.tokens) == ids[-2:] and alone.train.too_long == 1
 
 
+def test_without_transcripts_a_bundle_gives_the_pieces(tmp_path):
+    tokenizer = Tokenizer.load(DEMO_MODEL / "tokenizer.model")
+    copied = tmp_path / "run"  # of a run only the final model was kept
+    shutil.copytree(DEMO_MODEL, copied / "model")
+    lines = "\n".join(tokenizer.piece(i).strip(SPACE) for i in range(2, tokenizer.vocab_size - 1))
+    (tmp_path / "own.txt").write_text(lines + "\n")
+    own = (str(tmp_path / "own.txt"),)
+    for folder in (DEMO_MODEL, copied):
+        text = dataclasses.replace(tiny().text, run=str(folder), transcripts=False, train=own, dev=own)
+        assert load_pieces(text).digest == tokenizer.digest
+    config = tiny(text=text, training=dataclasses.replace(tiny().training, epochs=1))
+    assert train_language_model(config, epath.Path(tmp_path / "lm")).tokenizer.digest == tokenizer.digest
+
+
 def test_a_run_goes_on_only_with_its_own_text_and_pieces(recogniser, tmp_path):
-    workdir, source = epath.Path(tmp_path / "run"), tmp_path / "more.txt"
+    workdir, source, dev = epath.Path(tmp_path / "run"), tmp_path / "more.txt", tmp_path / "dev.txt"
     source.write_text("LOW\nHILL\n" * 40)
-    config = tiny(text=dataclasses.replace(tiny().text, train=(str(source),)))
+    dev.write_text("LOW\n")
+    config = tiny(text=dataclasses.replace(tiny().text, train=(str(source),), dev=(str(dev),)))
     calls = iter([False] * 5 + [True])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("i3d_jax.training.preemption.Preemption.asked", lambda _: next(calls))
         with pytest.raises(RuntimeError, match="after step 6, which is saved"):
             train_language_model(config, workdir)
+    text = source.read_text()
     source.write_text("HILL\nLOW\n" * 40)
     with pytest.raises(ValueError, match=r"step 6 was trained on other sentences: \d+ there, \d+ here, or their texts"):
+        train_language_model(config, workdir)
+    source.write_text(text)
+    dev.write_text("HILL\n")
+    with pytest.raises(
+        ValueError, match=r"up to step 6 were ranked by their perplexity on other dev sentences: \d+ there, \d+ here"
+    ):
         train_language_model(config, workdir)
     Tokenizer.train(["OTHER WORDS"], dataclasses.replace(get_config().tokenizer, kind="char")).save(
         workdir / "tokenizer.model"

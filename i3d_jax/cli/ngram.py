@@ -78,7 +78,7 @@ def _texts(source: epath.Path) -> list[str]:
         return [utterance.text for utterance in corpus.utterances]
     if not source.is_file():
         raise FileNotFoundError(f"{source}: neither a run directory (no config.json) nor a text file")
-    return list(read_sentences(source))
+    return [text for text in read_sentences(source) if text]
 
 
 if __name__ == "__main__":

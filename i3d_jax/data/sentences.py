@@ -10,7 +10,11 @@ from etils import epath
 from i3d_jax.data.batching import BatchingConfig, BatchPlanner
 from i3d_jax.data.epoch_plan import PlannedBatch
 from i3d_jax.data.token_sequences import TokenSequences
+from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.types import SentenceBatch
+
+MOST_UNKNOWN = 0.1
+"""Largest share of ``<unk>`` in the tokens of one source: with more, its text is not spelt as the pieces are."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class TextConfig:
     """Where the sentences come from."""
 
     run: str = "runs/demo"
-    """Run directory of the recogniser, finished or begun: its pieces are the language model's tokens."""
+    """Run directory of the recogniser, finished or begun: its pieces are the language model's tokens. Without
+    ``text.transcripts`` a bundle will do."""
     transcripts: bool = True
     """Whether its train and dev transcripts are sentences."""
     train: tuple[str, ...] = ()
@@ -42,7 +47,7 @@ class SentenceBatchingConfig:
 
 
 def read_sentences(path: epath.PathLike) -> Iterator[str]:
-    """The lines of a text file that hold anything, one after another.
+    """The lines of a text file without the spaces around them, one after another; empty ones too.
 
     Raises:
       ValueError: the file is not UTF-8.
@@ -50,11 +55,9 @@ def read_sentences(path: epath.PathLike) -> Iterator[str]:
     with epath.Path(path).open("rb") as file:
         for number, line in enumerate(file):
             try:
-                text = line.decode("utf-8-sig" if number == 0 else "utf-8").strip()
+                yield line.decode("utf-8-sig" if number == 0 else "utf-8").strip()
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path} is not a text file in UTF-8: line {number + 1}: {error}") from None
-            if text:
-                yield text
 
 
 @dataclass(frozen=True)
@@ -77,37 +80,57 @@ class Sentences:
 
     Args:
       sources: where they come from.
-      encode: text to token ids.
+      encode: text to token ids, `Tokenizer.unk_id` for what it cannot spell.
       max_tokens: longer sentences are left out; None keeps all.
 
     Attributes:
       tokens: ids of each sentence, without begin and end.
       words: how many they have, separated by spaces.
+      unknown: how many of their tokens are ``<unk>``.
       too_long: sentences left out.
+      empty: lines without any token, left out.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is none, or more than `MOST_UNKNOWN` of the tokens of a source are ``<unk>``.
     """
 
     def __init__(self, sources: list[Source], encode: Callable[[str], list[int]], max_tokens: int | None = None):
-        self.words = self.too_long = 0
+        self.words = self.unknown = self.too_long = self.empty = 0
         self._names, self._starts = [source.name for source in sources], [0]
         self._count = 0
         self.tokens = TokenSequences(ids for source in sources for ids in self._read(source, encode, max_tokens))
         if not self._count:
-            left_out = f", {self.too_long} longer than text.max_tokens={max_tokens}" if self.too_long else ""
-            raise ValueError(f"{', '.join(self._names)}: no sentences{left_out}")
+            most = f"={max_tokens}"
+            raise ValueError(f"{', '.join(self._names)}: no sentences{''.join(f', {x}' for x in self._left_out(most))}")
 
     def _read(self, source: Source, encode: Callable[[str], list[int]], most: int | None) -> Iterator[list[int]]:
+        tokens, unknown, example = 0, 0, ""
         for text in source.sentences():
             ids = encode(text)
-            if most is not None and len(ids) > most:
+            if not ids:
+                self.empty += 1
+            elif most is not None and len(ids) > most:
                 self.too_long += 1
-            elif ids:
+            else:
                 self.words += len(text.split())
                 self._count += 1
+                tokens += len(ids)
+                if missing := ids.count(Tokenizer.unk_id):
+                    unknown += missing
+                    example = example or text
                 yield ids
+        if unknown > MOST_UNKNOWN * tokens:
+            raise ValueError(
+                f"{source.name}: {100 * unknown / tokens:.0f} % of its tokens are <unk>, expected at most "
+                f"{100 * MOST_UNKNOWN:.0f} %: the pieces cannot spell lines such as {example[:80]!r}; write this text "
+                "as the transcripts are written that the pieces were made from (in upper case, for example)"
+            )
+        self.unknown += unknown
         self._starts.append(self._count)
+
+    def _left_out(self, most: str = "") -> list[str]:
+        counts = {f"longer than text.max_tokens{most}": self.too_long, "without any token": self.empty}
+        return [f"{count} {reason}" for reason, count in counts.items() if count]
 
     def __len__(self) -> int:
         return self._count
@@ -118,11 +141,13 @@ class Sentences:
         return f"sentence {index - self._starts[source] + 1} of {self._names[source]}"
 
     def describe(self) -> str:
-        """One line: size, and what was left out."""
+        """One line: size, what the pieces cannot spell, and what was left out."""
         line = (
-            f"{' + '.join(self._names)}: {len(self)} sentences, {self.tokens.counts.sum()} tokens, {self.words} words"
+            f"{' + '.join(self._names)}: {len(self)} sentences, {self.tokens.counts.sum()} tokens, {self.words} words, "
+            f"{self.unknown} <unk>"
         )
-        return f"{line}; {self.too_long} longer than text.max_tokens left out" if self.too_long else line
+        left_out = self._left_out()
+        return f"{line}; left out: {', '.join(left_out)}" if left_out else line
 
     def planner(self, config: SentenceBatchingConfig, seed: int = 0, shuffle: bool = True) -> BatchPlanner:
         """The plan of their batches, whose lengths are tokens with the end."""

@@ -21,9 +21,6 @@ from i3d_jax.manifest import Damaged
 from i3d_jax.model.asr import ASRModel, ModelConfig
 from i3d_jax.model.encoder import Params
 
-DTYPES = ("float32", "float16")
-"""Of the parameters in a bundle."""
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -96,8 +93,6 @@ def save_bundle(bundle: Bundle, path: str | epath.Path, dtype: str = "float32") 
     Raises:
       ValueError: the folder holds something else than a bundle, or the type is another one.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}: expected {' or '.join(DTYPES)}")
     stats = {} if bundle.stats is None else {k: np.asarray(v, np.float32) for k, v in bundle.stats._asdict().items()}
     bundle_files.write(
         path, RECOGNIZER, bundle.config, {"params": bundle.params, "stats": stats}, bundle.tokenizer, dtype
@@ -114,7 +109,7 @@ def load_bundle(path: str | epath.PathLike) -> Bundle:
     """
     folder, config, arrays, tokenizer = bundle_files.read(path, RECOGNIZER, RecognizerConfig)
     if config.sample_rate != SAMPLE_RATE:
-        raise ValueError(f"{folder}/recognizer.json: sample_rate={config.sample_rate}: expected {SAMPLE_RATE}")
+        raise ValueError(f"{folder}/{RECOGNIZER}: sample_rate={config.sample_rate}: expected {SAMPLE_RATE}")
     model = ASRModel(config.model, config.frontend.num_mels, tokenizer.vocab_size)
     params, stats = arrays.get("params", {}), arrays.get("stats")
     if stats is not None and set(stats) != set(GlobalStats._fields):

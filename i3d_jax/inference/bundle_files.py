@@ -24,6 +24,19 @@ ConfigT = TypeVar("ConfigT")
 
 RECOGNIZER, LANGUAGE_MODEL = "recognizer.json", "language_model.json"
 _HELD = {RECOGNIZER: "a recogniser", LANGUAGE_MODEL: "a language model"}
+DTYPES = ("float32", "float16")
+"""Of the parameters in a bundle; they are loaded as float32."""
+
+
+def bundle_folder(path: epath.PathLike) -> epath.Path:
+    """The folder of a bundle, which is given itself or by its run: ``model/`` in it where there is one.
+
+    Args:
+      path: local (``~`` is expanded) or remote (``gs://``).
+    """
+    root = epath.Path(path).expanduser()
+    inner = root / "model"
+    return inner if inner.exists() else root
 
 
 def holds(folder: epath.Path) -> str | None:
@@ -42,12 +55,14 @@ def write(
       config: what the model states about itself, a dataclass.
       arrays: trees by name, which lead the names of their arrays; an empty one is left out.
       tokenizer: of its tokens.
-      dtype: of the arrays in ``params``.
+      dtype: of the arrays in ``params``, one of `DTYPES`.
 
     Raises:
-      ValueError: the folder holds something else than a bundle of this kind.
+      ValueError: the folder holds something else than a bundle of this kind, or the type is another one.
     """
-    path = epath.Path(path)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: expected {' or '.join(DTYPES)}")
+    path = epath.Path(path).expanduser()
     if path.exists() and not (path / name).exists() and any(path.iterdir()):
         raise ValueError(f"{path} holds something that is not a model bundle; choose another folder or empty it")
     temporary = path.parent / (path.name + ".tmp")
@@ -88,8 +103,7 @@ def read(
       FileNotFoundError: no finished model there.
       ValueError: it holds another kind of model, or a file is damaged or missing.
     """
-    root = epath.Path(path)
-    bundle = root / "model" if (root / "model").exists() else root
+    root, bundle = epath.Path(path).expanduser(), bundle_folder(path)
     if not (bundle / name).exists():
         if (other := holds(bundle)) is not None:
             raise ValueError(f"{root}: this is {_HELD[other]}, expected {_HELD[name]}; give another folder")

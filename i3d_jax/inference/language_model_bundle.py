@@ -48,17 +48,17 @@ class LanguageModelBundle(NamedTuple):
         return LanguageModel(self.config.model, self.tokenizer.vocab_size)
 
 
-def save_language_model(bundle: LanguageModelBundle, path: str | epath.PathLike) -> None:
-    """Write a bundle, aside and renamed; an existing one is replaced.
+def save_language_model(bundle: LanguageModelBundle, path: str | epath.PathLike, dtype: str = "float32") -> None:
+    """Write a bundle, aside and renamed; an existing one is replaced. ``dtype="float16"`` halves it.
 
     Raises:
-      ValueError: the folder holds something else than a language model's bundle.
+      ValueError: the folder holds something else than a language model's bundle, or the type is another one.
     """
-    bundle_files.write(path, LANGUAGE_MODEL, bundle.config, {"params": bundle.params}, bundle.tokenizer, "float32")
+    bundle_files.write(path, LANGUAGE_MODEL, bundle.config, {"params": bundle.params}, bundle.tokenizer, dtype)
 
 
 def load_language_model(path: str | epath.PathLike) -> LanguageModelBundle:
-    """Read the bundle in a folder, or of a run.
+    """Read the bundle in a folder, or of a run; parameters are float32, however they are stored.
 
     Raises:
       FileNotFoundError: no finished model there.

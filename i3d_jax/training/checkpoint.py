@@ -128,14 +128,37 @@ class Checkpoints:
         Raises:
           ValueError: it was trained on others.
         """
-        known = self._saved_notes.get("data", {}) if self.latest_step() is not None else {}
-        self._notes |= {"data": {"digest": digest, noun: count}}
-        if known and known["digest"] != digest:
+        if known := self._other("data", digest, count, noun):
             raise ValueError(
                 f"{self._resume.directory}: step {self.latest_step()} was trained on other {noun}: {known[noun]} "
                 f"there, {count} here, or their texts or lengths differ; bring the training set back as it was, or "
                 "choose another --workdir"
             )
+
+    def check_dev(self, digest: str, count: int, noun: str, ranked_by: str) -> None:
+        """Compare the dev set with that of the newest checkpoint, if any: scores on different ones rank nothing.
+
+        Args:
+          digest: of its contents; later checkpoints record it.
+          count: how many there are, for the message.
+          noun: what they are, for the message.
+          ranked_by: ``training.best_by``; by ``latest`` any dev set will do.
+
+        Raises:
+          ValueError: candidates were ranked on another one.
+        """
+        if (known := self._other("dev", digest, count, noun)) and ranked_by != "latest":
+            raise ValueError(
+                f"{self._resume.directory}: the candidates up to step {self.latest_step()} were ranked by their "
+                f"{ranked_by} on other dev {noun}: {known[noun]} there, {count} here, or their texts differ; bring the "
+                "dev set back as it was, or choose another --workdir"
+            )
+
+    def _other(self, key: str, digest: str, count: int, noun: str) -> dict[str, Any]:
+        """What the newest checkpoint notes of a set, if that is another one; later checkpoints note this one."""
+        known: dict[str, Any] = self._saved_notes.get(key, {}) if self.latest_step() is not None else {}
+        self._notes |= {key: {"digest": digest, noun: count}}
+        return known if known and known["digest"] != digest else {}
 
     def _check_shapes(self, template: Any, prefix: str = "") -> None:
         with self._reading():

@@ -4,8 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from i3d_jax.data.sentences import SentenceBatchingConfig, Sentences, Source
-from i3d_jax.inference.perplexity import perplexity
 from i3d_jax.model.language_model import LanguageModel, LanguageModelConfig
 from i3d_jax.training.compiled import CompiledStep
 from i3d_jax.training.language_model_step import Seeded, TokenMeter, make_language_model_step
@@ -64,14 +62,6 @@ def test_the_loss_is_that_of_every_token_and_the_end_of_valid_rows():
     assert not batch.valid.all()
     counts, tokens_there = np.where(batch.valid, batch.num_tokens, 2), np.where(batch.valid[:, None], batch.tokens, 3)
     assert run(SentenceBatch(tokens_there, counts, batch.valid), 1, model=plain)[0] == losses
-    texts = [[int(i) for i in row[:count]] for row, count in zip(batch.tokens[:4], batch.num_tokens[:4], strict=True)]
-    source = Source("x", lambda: iter(" ".join(map(str, ids)) for ids in texts))
-    sentences = Sentences([source], lambda text: [int(i) for i in text.split()])
-    planner = sentences.planner(SentenceBatchingConfig(10, 2, 2), shuffle=False)
-    found = perplexity(plain, params, sentences, planner)
-    np.testing.assert_allclose(found.nats, nats, rtol=1e-5)
-    assert (found.tokens, found.words, found.sentences) == (tokens - 4, tokens - 4, 4)
-    np.testing.assert_allclose([found.token, found.word], np.exp(nats / tokens), rtol=1e-5)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

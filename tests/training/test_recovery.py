@@ -211,6 +211,21 @@ def test_other_training_data_are_named(run):
             checkpoints.check_data("e" * 64, 9)
 
 
+def test_other_dev_data_are_named_where_they_rank(run, tmp_path):
+    with Checkpoints(run, 2) as checkpoints:
+        checkpoints.check_dev("d" * 64, 5, "sentences", "perplexity")  # of a run that noted none
+    with Checkpoints(tmp_path / "new", 2) as checkpoints:
+        checkpoints.check_dev("d" * 64, 5, "sentences", "perplexity")
+        checkpoints.save(state_at(3))
+    with Checkpoints(tmp_path / "new", 2) as checkpoints:
+        checkpoints.check_dev("d" * 64, 5, "sentences", "perplexity")
+        checkpoints.check_dev("e" * 64, 4, "sentences", "latest")
+        with pytest.raises(
+            ValueError, match=r"up to step 3 were ranked by their perplexity on other dev sentences: 5 "
+        ):
+            checkpoints.check_dev("e" * 64, 4, "sentences", "perplexity")
+
+
 def test_another_tokenizer_is_named(run):
     with Checkpoints(run, 2) as checkpoints:
         checkpoints.check(PARAMS, "f" * 64)
