@@ -119,11 +119,11 @@ class Decoder:
         if self.config.decoder == "greedy":
             return recognition._replace(scores=None, path_log_probs=_path_log_probs(scores, recognition.path))
         frames = scores.mask.shape[1]
-        scores, states = _padded(scores, recognition.states)
-        n_best = self.search(scores, states, params)
+        scores = _padded(scores)
+        n_best = self.search(scores, params)
         most = int(np.max(n_best.num_tokens[:, 0], initial=0))
         best = _finished(scores, n_best, recognition.blank_margin, length=_token_length(most), frames=frames)
-        return recognition._replace(scores=None, states=None, n_best=n_best, **best)
+        return recognition._replace(scores=None, n_best=n_best, **best)
 
     def warm_up(self, recognition: Recognition, params: Params) -> None:
         """Compile what texts of any length need in a batch of the shape of this recognition, from `Recognizer.run`."""
@@ -131,28 +131,34 @@ class Decoder:
         if recognition.scores is None or self.config.decoder == "greedy":
             return
         frames = recognition.scores.mask.shape[1]
-        scores, states = _padded(recognition.scores, recognition.states)
-        n_best = self.search(scores, states, params)
+        scores = _padded(recognition.scores)
+        n_best = self.search(scores, params)
         for length in sorted({_token_length(count) for count in range(1, n_best.tokens.shape[2] + 1)}):
             jax.block_until_ready(_finished(scores, n_best, recognition.blank_margin, length=length, frames=frames))
 
-    def search(self, scores: CTCScores, states: Array | None, params: Params) -> NBest:
+    def search(self, scores: CTCScores, params: Params) -> NBest:
         """The best token sequences of each row, of a decoder that searches.
 
         Args:
-          scores: of the CTC head.
-          states: [B, T, D] normalised encoder states, for an attention decoder.
+          scores: of the CTC head, with encoder states for an attention decoder.
           params: of the model.
         """
         if self._ngram:
             return self._ngram(scores)
         if not self.config.joint:
-            return prefix_beam_search(*scores, fusion=self._fusion, **self._sizes)
+            return prefix_beam_search(scores.log_probs, scores.mask, fusion=self._fusion, **self._sizes)
         # Weights are arguments: others are not another compilation.
         static = replace(self.config.joint, ctc_weight=0.5 * bool(self.config.joint.ctc_weight), length_bonus=0.0)
         weights = (np.float32(self.config.joint.ctc_weight), np.float32(self.config.length_bonus))
         found = _joint_search(
-            static, self._attention, params["decoder"], states, *scores, fusion=self._fusion, weights=weights
+            static,
+            self._attention,
+            params["decoder"],
+            scores.states,
+            scores.log_probs,
+            scores.mask,
+            fusion=self._fusion,
+            weights=weights,
         )
         return NBest(*(each[:, : self.config.n_best] for each in found))
 
@@ -165,7 +171,7 @@ def _token_length(count: int) -> int:
 _joint_search = jax.jit(joint_search, static_argnums=(0, 1))
 
 
-def _padded(scores: CTCScores, states: Array | None) -> tuple[CTCScores, Array | None]:
+def _padded(scores: CTCScores) -> CTCScores:
     """Scores and states with few different numbers of frames, at most an eighth (or 31) more: each is a compilation."""
     frames = scores.mask.shape[1]
     step = max(_LEAST_FRAMES, 2 ** (max(frames - 1, 1).bit_length() - 3))
@@ -174,7 +180,8 @@ def _padded(scores: CTCScores, states: Array | None) -> tuple[CTCScores, Array |
     def pad(x: Array) -> jax.Array:
         return jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)))
 
-    return CTCScores(pad(scores.log_probs), pad(scores.mask)), None if states is None else pad(states)
+    padded: CTCScores = jax.tree.map(pad, scores)
+    return padded
 
 
 @jax.jit
@@ -186,7 +193,7 @@ def _path_log_probs(scores: CTCScores, path: Array) -> jax.Array:
 def _finished(scores: CTCScores, n_best: NBest, blank_margin: Array, *, length: int, frames: int) -> dict[str, Array]:
     """The fields of a `Recognition` that follow from the best sequences, of at most ``length`` tokens."""
     tokens, num_tokens = n_best.tokens[:, 0], n_best.num_tokens[:, 0]
-    path, _ = align(*scores, tokens[:, :length], num_tokens)
+    path, _ = align(scores.log_probs, scores.mask, tokens[:, :length], num_tokens)
     posteriors = _path_log_probs(scores, path)
     tokens = jnp.pad(tokens, ((0, 0), (0, max(frames - tokens.shape[1], 0))))[:, :frames]
     path = path[:, :frames]

@@ -103,8 +103,7 @@ class EagerProgram:
         probabilities = self._pieces.probability(np.stack(logits)) if self._local else start.probabilities
         recognition = decoded.with_gates(gates, np.swapaxes(np.asarray(probabilities), 0, 1), start.num_frames)
         # What a decoder begins with stays on the device.
-        host = jax.tree.map(np.asarray, recognition._replace(scores=None, states=None))
-        return host._replace(scores=decoded.scores, states=decoded.states)
+        return jax.tree.map(np.asarray, recognition._replace(scores=None))._replace(scores=decoded.scores)
 
 
 def execute_eager(

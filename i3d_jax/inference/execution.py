@@ -120,12 +120,11 @@ class Pipeline:
 
     def _decode(self, params: Params, states: jax.Array, logits: jax.Array, mask: jax.Array) -> Decoded:
         path, margin = frame_path(logits, mask)
-        scores = own = None
+        scores = None
         if self.keep != "tokens":
-            scores = CTCScores(jax.nn.log_softmax(logits.astype(jnp.float32)), mask)
-        if self.keep == "states":
-            own = self.model.normalise(params, states)
-        return Decoded(*merge_repeats(path), path, margin, scores, own)
+            own = self.model.normalise(params, states) if self.keep == "states" else None
+            scores = CTCScores(jax.nn.log_softmax(logits.astype(jnp.float32)), mask, own)
+        return Decoded(*merge_repeats(path), path, margin, scores)
 
     def features(self, waveform: jax.Array, num_samples: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Normalised log-mel features [B, T, F] and their mask [B, T]."""

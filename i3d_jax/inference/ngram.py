@@ -122,7 +122,7 @@ class NGramSearch:
         Where the beam holds no text of the lexicon to its end, the first one is what the best prefix has of words, from
         its first token on, with a score of -inf.
         """
-        log_probs, mask = jax.device_get(scores)
+        log_probs, mask = jax.device_get((scores.log_probs, scores.mask))
         rows, frames, _ = log_probs.shape
         tokens = np.zeros((rows, self._n_best, frames), np.int32)
         num_tokens = np.zeros((rows, self._n_best), np.int32)

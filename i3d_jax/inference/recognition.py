@@ -12,19 +12,22 @@ Kept = Literal["tokens", "scores", "states"]
 
 
 class CTCScores(NamedTuple):
-    """Log probabilities [B, T, V] of the CTC head; mask [B, T], True = valid frame."""
+    """Log probabilities [B, T, V] of the CTC head; mask [B, T], True = valid frame.
+
+    ``states`` [B, T, D] are the normalised encoder states that they are of, for an attention decoder.
+    """
 
     log_probs: Array
     mask: Array
+    states: Array | None = None
 
 
 class Recognition(NamedTuple):
     """Tokens [B, T] (0 beyond num_tokens [B]), gates [B, N, M] bool, gate probabilities [B, N, M], frames [B].
 
     ``num_frames`` counts feature frames, before subsampling; ``path`` and ``blank_margin`` [B, T] are those of
-    `frame_path`. The rest is there where it was asked for: the ``scores`` and normalised encoder ``states`` [B, T, D]
-    that a decoder begins with; the log probabilities of the path [B, T], and the best token sequences, that it leaves
-    (`inference.decoder`).
+    `frame_path`. The rest is there where it was asked for: the ``scores`` that a decoder begins with; the log
+    probabilities of the path [B, T], and the best token sequences, that it leaves (`inference.decoder`).
     """
 
     tokens: Array
@@ -35,7 +38,6 @@ class Recognition(NamedTuple):
     path: Array
     blank_margin: Array
     scores: CTCScores | None = None
-    states: Array | None = None
     path_log_probs: Array | None = None
     n_best: NBest | None = None
 
@@ -61,7 +63,6 @@ class Decoded(NamedTuple):
     path: jax.Array
     blank_margin: jax.Array
     scores: CTCScores | None
-    states: jax.Array | None
 
     def with_gates(self, gates: Array, probabilities: Array, num_frames: Array) -> Recognition:
         """The whole: with gates and their probabilities [B, N, M], and the number of feature frames [B]."""

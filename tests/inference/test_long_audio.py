@@ -193,7 +193,8 @@ def test_samples_in_memory_do_not_grow_with_the_recording(asr):
 
     peak(1)
     window = plan.length * 4
-    assert peak(30) < peak(3) + window and peak(3) < 8 * window
+    # What may grow, text and gates, is 0.7 kB a window: far less than the samples of these 17 minutes, 65 MB.
+    assert peak(20) < peak(3) + window and peak(3) < 8 * window
 
 
 # -- Words at the seams -----------------------------------------------------------------------------------------------
