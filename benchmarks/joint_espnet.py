@@ -4,9 +4,10 @@ Command: ``python benchmarks/joint_espnet.py --peers=PYTHON``, an interpreter wi
 which ESPnet's search takes.
 
 Compared are the logits of whole transcripts, the label-smoothing loss, and for a number of searches (beams, CTC
-weights, bonuses, weights of an LSTM language model) the best hypothesis of each utterance and its score. Hypotheses of
-the greatest length are left out of the last two: ESPnet ends them without a score. The last line is the share of equal
-hypotheses.
+weights, bonuses, weights of an LSTM language model) the best hypothesis of each utterance and its score. Left out of
+the last two are hypotheses of the greatest length, which ESPnet ends without a score, and what ESPnet finds with more
+tokens than the frames suffice for (one each, and one between equal ones), which is not proposed here. The last line is
+the share of equal hypotheses.
 """
 
 import argparse
@@ -168,7 +169,8 @@ def main() -> None:
         same, apart, lengths = 0, 0.0, []
         for row, best in enumerate(answers):
             tokens = found.tokens[row, 0, : found.num_tokens[row, 0]].tolist()
-            if max(len(tokens), len(best["tokens"])) >= LENGTHS[row]:
+            repeats = sum(a == b for a, b in itertools.pairwise(best["tokens"]))
+            if max(len(tokens), len(best["tokens"])) >= LENGTHS[row] or len(best["tokens"]) + repeats > LENGTHS[row]:
                 continue
             lengths.append(len(tokens))
             if tokens == best["tokens"]:
