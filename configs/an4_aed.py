@@ -4,7 +4,7 @@ Command: `I3D_SPEECH_DIR=path/to/speech python train.py --config=configs/an4_aed
 
 Paper: the attention encoder-decoder of Table 1, sized for AN4: three decoder layers, intermediate CTC losses as in
 `an4_transformer`, token embeddings that start as small as positions.
-Time: somewhat more than `an4_transformer`. Not measured yet.
+Time: 35 minutes on two CPU cores beside other jobs. Measured numbers: see RESULTS.md.
 """
 
 from dataclasses import replace

@@ -3,7 +3,7 @@
 Command: `python train.py --config=configs/demo_aed.py`
 
 Paper: the attention encoder-decoder of Table 1, made small: the encoder of `demo_transformer`, two decoder layers.
-Time: minutes on two CPU cores. Not measured yet.
+Time: about 6 minutes on two CPU cores beside other jobs. Test WER: 16.7 greedily, 2.7 by joint decoding (RESULTS.md).
 """
 
 from dataclasses import replace
