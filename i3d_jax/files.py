@@ -48,6 +48,18 @@ def write_text(path: epath.PathLike, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
+def read_text(path: epath.PathLike) -> str:
+    """A text in UTF-8, without the byte order mark that it may begin with.
+
+    Raises:
+      ValueError: it is not UTF-8.
+    """
+    try:
+        return epath.Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None
+
+
 def is_regular_file(path: epath.PathLike) -> bool:
     """Whether `path` leads to a file with contents of its own; False for pipes, whose reading would wait, and nothing.
 

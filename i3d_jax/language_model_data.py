@@ -11,7 +11,8 @@ from i3d_jax.data.corpora import load_corpus
 from i3d_jax.data.sentences import Sentences, Source, TextConfig, read_sentences
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.experiment import ExperimentConfig, load_saved_config
-from i3d_jax.inference.bundle_files import bundle_folder, holds
+from i3d_jax.inference.bundle_files import holds
+from i3d_jax.manifest import bundle_folder
 from i3d_jax.progress import log
 
 

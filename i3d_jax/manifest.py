@@ -65,6 +65,17 @@ def check_manifest(folder: epath.PathLike) -> dict[str, Any]:
     return body["notes"]
 
 
+def bundle_folder(path: epath.PathLike) -> epath.Path:
+    """The folder of a bundle, which is given itself or by its run: ``model/`` in it where there is one.
+
+    Args:
+      path: local (``~`` is expanded) or remote (``gs://``).
+    """
+    root = epath.Path(path).expanduser()
+    inner = root / "model"
+    return inner if inner.exists() else root
+
+
 def contents_digest(path: epath.PathLike) -> str:
     """SHA-256 of a file, in hexadecimal; of a bundle, or of the one in a run's ``model/``, that of its files' digests.
 
@@ -74,10 +85,9 @@ def contents_digest(path: epath.PathLike) -> str:
       FileNotFoundError: there is no such file, or nothing in the folder.
       OSError: it cannot be read.
     """
-    place = epath.Path(path)
+    place = bundle_folder(path)
     if not place.is_dir():
         return _cached_digest(place)
-    place = place / "model" if (place / "model").is_dir() else place
     names = _names(place)
     if not names:
         raise FileNotFoundError(f"{place}: nothing there")

@@ -15,9 +15,10 @@ from etils import epath
 from i3d_jax import files
 from i3d_jax.data.corpora import load_corpus
 from i3d_jax.experiment import load_saved_config, parse_flags, run_program
-from i3d_jax.inference.bundle_files import LANGUAGE_MODEL, bundle_folder, holds
+from i3d_jax.inference.bundle_files import LANGUAGE_MODEL, holds
 from i3d_jax.inference.language_model_bundle import load_language_model, save_language_model
 from i3d_jax.inference.recognizer import load
+from i3d_jax.manifest import bundle_folder
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,7 @@ def read_stm(path: epath.Path) -> Iterator[Segment]:
     Raises:
       ValueError: a line that is none, or the file is not UTF-8; file and line are named.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from None
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(files.read_text(path).splitlines(), 1):
         if not line.strip() or line.startswith(";;"):
             continue
         fields = line.split(maxsplit=5)

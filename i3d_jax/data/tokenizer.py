@@ -164,6 +164,11 @@ class Tokenizer:
         """How a token is written, `SPACE` being the space before a word; ``<sos/eos>`` for the last one."""
         return "<sos/eos>" if id == self.sos_eos_id else str(self._pieces.id_to_piece(id))
 
+    @property
+    def pieces(self) -> list[str]:
+        """How every token is written, by id."""
+        return [self.piece(i) for i in range(self.vocab_size)]
+
     def _is_piece(self, id: int) -> bool:
         if not 0 <= id < self.vocab_size:
             raise ValueError(f"token id {id} is outside [0, {self.vocab_size})")

@@ -15,7 +15,7 @@ from etils import epath
 from i3d_jax import files
 from i3d_jax.data.tokenizer import Tokenizer
 from i3d_jax.manifest import NAME as MANIFEST
-from i3d_jax.manifest import Damaged, check_manifest, write_manifest
+from i3d_jax.manifest import Damaged, bundle_folder, check_manifest, write_manifest
 from i3d_jax.model.encoder import Params
 from i3d_jax.model.params import flatten, unflatten
 from i3d_jax.schema import from_dict, to_dict
@@ -26,17 +26,6 @@ RECOGNIZER, LANGUAGE_MODEL = "recognizer.json", "language_model.json"
 _HELD = {RECOGNIZER: "a recogniser", LANGUAGE_MODEL: "a language model"}
 DTYPES = ("float32", "float16")
 """Of the parameters in a bundle; they are loaded as float32."""
-
-
-def bundle_folder(path: epath.PathLike) -> epath.Path:
-    """The folder of a bundle, which is given itself or by its run: ``model/`` in it where there is one.
-
-    Args:
-      path: local (``~`` is expanded) or remote (``gs://``).
-    """
-    root = epath.Path(path).expanduser()
-    inner = root / "model"
-    return inner if inner.exists() else root
 
 
 def holds(folder: epath.Path) -> str | None:

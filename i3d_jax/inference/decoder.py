@@ -121,14 +121,14 @@ class Decoder:
         frames = scores.mask.shape[1]
         scores = _padded(scores)
         n_best = self.search(scores, params)
-        most = int(np.max(n_best.num_tokens[:, 0], initial=0))
+        most = int(np.max(np.asarray(n_best.num_tokens)[:, 0], initial=0))
         best = _finished(scores, n_best, recognition.blank_margin, length=_token_length(most), frames=frames)
         return recognition._replace(scores=None, n_best=n_best, **best)
 
     def warm_up(self, recognition: Recognition, params: Params) -> None:
         """Compile what texts of any length need in a batch of the shape of this recognition, from `Recognizer.run`."""
-        jax.block_until_ready(self(recognition, params))
         if recognition.scores is None or self.config.decoder == "greedy":
+            jax.block_until_ready(self(recognition, params))
             return
         frames = recognition.scores.mask.shape[1]
         scores = _padded(recognition.scores)

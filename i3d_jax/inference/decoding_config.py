@@ -5,6 +5,8 @@ import os
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from etils import epath
+
 from i3d_jax import files
 from i3d_jax.inference.joint_decoding import JointDecodingConfig
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME
@@ -100,7 +102,7 @@ class DecodingConfig:
     @property
     def neural(self) -> bool:
         """Whether there is a neural language model: a folder, not an ARPA file."""
-        return bool(self.lm) and files.expanded(self.lm).is_dir()
+        return bool(self.lm) and epath.Path(self.lm).is_dir()
 
     @property
     def joint(self) -> JointDecodingConfig | None:

@@ -240,7 +240,8 @@ def collect(
         gates, probabilities = np.asarray(recognition.gates), np.asarray(recognition.gate_probabilities)
         for row, index in enumerate(indices):
             hypotheses[index] = recognizer.text(recognition, row)
-            several[index] = alternatives(recognizer.tokenizer, recognition, row)
+            if recognizer.decoder.config.n_best > 1:
+                several[index] = alternatives(recognizer.tokenizer, recognition, row)
             parts[int(index)] = (gates[row], probabilities[row], float(spent[row]), float(share[row]))
     references = [u.text for u in corpus.utterances]
     return Evaluation(

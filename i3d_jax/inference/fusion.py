@@ -71,11 +71,10 @@ def load_fusion(path: str, tokenizer: Tokenizer) -> Fusion:
             f"{path} is a language model of other tokens than the recogniser's: train it with --text.run=RUN of this "
             "recogniser"
         )
-    pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
     return Fusion(
         params=jax.device_put(found.params),
         weight=jnp.float32(1.0),
         word_score=jnp.float32(0.0),
-        begins_word=jnp.array([piece.startswith(SPACE) for piece in pieces]),
+        begins_word=jnp.array([piece.startswith(SPACE) for piece in tokenizer.pieces]),
         model=found.model,
     )

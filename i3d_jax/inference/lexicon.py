@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from i3d_jax import files
 from i3d_jax.data.tokenizer import SPACE, Tokenizer
 
 
@@ -47,7 +48,7 @@ class Lexicon:
         # In order, a beginning stands before the words that begin so: as quick as a tree, and smaller.
         self._sorted = sorted(words)
         self._words = frozenset(words)
-        self.pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+        self.pieces = tokenizer.pieces
         text = SPACE + SPACE.join(self._sorted) + SPACE
         self.usable = np.array([piece in text for piece in self.pieces])
         self.usable[[tokenizer.unk_id, tokenizer.sos_eos_id]] = False
@@ -61,24 +62,29 @@ class Lexicon:
         piece = self.pieces[token] if self.usable[token] else None
         if piece is None or (piece.startswith(SPACE) and word and word not in self):
             return None
-        begun = piece.removeprefix(SPACE) if piece.startswith(SPACE) else word + piece
-        return begun if self._begins(begun) else None
+        after = begun(word, piece)
+        return after if self._begins(after) else None
 
     def longest(self, tokens: Sequence[int]) -> int:
         """How many of these tokens, from the first, are words to their end."""
         word, count = "", 0
         for number, token in enumerate(tokens, start=1):
-            begun = self.follow(word, token)
-            if begun is None:
+            after = self.follow(word, token)
+            if after is None:
                 break
-            if not begun or begun in self:
+            if not after or after in self:
                 count = number
-            word = begun
+            word = after
         return count
 
     def _begins(self, text: str) -> bool:
         place = bisect.bisect_left(self._sorted, text)
         return place < len(self._sorted) and self._sorted[place].startswith(text)
+
+
+def begun(word: str, piece: str) -> str:
+    """The word that is begun after one more piece: a mark of a space begins another one."""
+    return piece.removeprefix(SPACE) if piece.startswith(SPACE) else word + piece
 
 
 def read_words(path: str | os.PathLike[str]) -> dict[str, int]:
@@ -94,10 +100,7 @@ def read_words(path: str | os.PathLike[str]) -> dict[str, int]:
             f"{file}: no such lexicon; make one with python -m i3d_jax.cli.ngram RUN OUT.arpa --lexicon=FILE"
         )
     words: dict[str, int] = {}
-    try:
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text file in UTF-8: {error}") from None
+    lines = files.read_text(file).split("\n")
     for number, line in enumerate(lines, start=1):
         word = next(iter(line.split()), "")
         if word and word != "!SIL" and not (word.startswith("<") and word.endswith(">")):

@@ -19,7 +19,7 @@ import numpy as np
 from i3d_jax.data.ngram_training import UNKNOWN, read_unigrams
 from i3d_jax.data.tokenizer import SPACE, Tokenizer
 from i3d_jax.inference.decoding import BLANK
-from i3d_jax.inference.lexicon import Lexicon
+from i3d_jax.inference.lexicon import Lexicon, begun
 from i3d_jax.inference.prefix_beam import TOKENS_PER_FRAME, NBest
 from i3d_jax.inference.recognition import CTCScores
 
@@ -50,7 +50,7 @@ class NGramModel:
           ValueError: it is no ARPA file, or its pieces are not those of the tokenizer.
         """
         kenlm, dictionary = _flashlight("decoder.kenlm"), _flashlight("dictionary")
-        self.pieces = [tokenizer.piece(i) for i in range(tokenizer.vocab_size)]
+        self.pieces = tokenizer.pieces
         words = read_unigrams(path)
         self.is_of_words = not any(word.startswith(SPACE) for word in words)
         strange = sorted(set(words) - set(self.pieces))
@@ -170,6 +170,7 @@ def _weighted(
     entries = model.entries if model else []
     index, unknown = {word: i for i, word in enumerate(entries)}, len(entries) - 1
     silent = {BLANK, Tokenizer.unk_id, len(pieces) - 1}  # the last one is <sos/eos>
+    spelled = ["" if token in silent else piece for token, piece in enumerate(pieces)]
 
     class Weighted(decoders.LM):  # type: ignore[name-defined, misc]
         """States are told apart by their tokens; each has the language model's state, and the word begun."""
@@ -195,8 +196,8 @@ def _weighted(
             if state is self._outside:
                 return state, _OUTSIDE
             before, word = self._known[state]
-            begun = lexicon.follow(word, token) if lexicon else _begun(word, token)
-            if begun is None:
+            after_word = lexicon.follow(word, token) if lexicon else begun(word, spelled[token])
+            if after_word is None:
                 return self._outside, _OUTSIDE
             score = 0.0
             if of_pieces:
@@ -204,7 +205,7 @@ def _weighted(
             elif pieces[token].startswith(SPACE):
                 before, score = self._complete(before, word)
             after = state.child(token)
-            self._known[after] = (before, begun)
+            self._known[after] = (before, after_word)
             return after, score
 
         def finish(self, state: Any) -> tuple[Any, float]:
@@ -225,10 +226,6 @@ def _weighted(
                 return before, 0.0
             after, score = language.score(before, index.get(word, unknown)) if language else (before, 0.0)
             return after, scale * score + word_score
-
-    def _begun(word: str, token: int) -> str:
-        piece = "" if token in silent else pieces[token]
-        return piece.removeprefix(SPACE) if piece.startswith(SPACE) else word + piece
 
     return Weighted()
 
