@@ -193,4 +193,6 @@ def _not_of_a_removed_save(record: logging.LogRecord) -> bool:
 
 def _not_an_error_of_orbax(record: logging.LogRecord) -> bool:
     told = f"{record.pathname} {record.getMessage()} {record.exc_info}"
-    return record.levelno < logging.ERROR or not any(name in told for name in ("orbax", "tensorstore"))
+    error = record.exc_info[1] if record.exc_info else None
+    lost = record.name == "asyncio" and isinstance(error, OSError)  # of a write that nobody asks any more names neither
+    return record.levelno < logging.ERROR or not (lost or any(name in told for name in ("orbax", "tensorstore")))

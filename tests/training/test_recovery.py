@@ -1,5 +1,6 @@
 """Damaged, unfinished and full: what is good stays usable, and one line says what is not."""
 
+import asyncio
 import errno
 import os
 import shutil
@@ -244,6 +245,23 @@ def main(_):
         (checkpoints.save(state_at(9)) if sys.argv[3] == "save" else checkpoints.save_candidate(9, PARAMS, 1.0))
 run_program(main)
 """
+
+
+def test_a_write_that_nobody_asks_any_more_is_not_told_again_others_are(caplog):
+    def leave_alone(error):
+        loop = asyncio.new_event_loop()
+        future = loop.create_future()
+        future.set_exception(error)
+        del future
+        loop.close()
+
+    with saving._no_traceback_of_orbax():
+        leave_alone(OSError(27, "File too large"))
+        assert not caplog.records
+        leave_alone(KeyError("another"))
+        assert "KeyError: 'another'" in caplog.text
+    leave_alone(OSError(27, "File too large"))
+    assert "File too large" in caplog.text, "without a save it is told"
 
 
 @pytest.mark.parametrize(
